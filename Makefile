@@ -1,0 +1,45 @@
+# Every target sets up what it needs in .venv first; nothing outside the project is changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-all lab lint benchmark clean
+
+demo: $(VENV)/.user
+	$(BIN)/massrecon demo --out results/demo
+
+lab: $(VENV)/.user
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+test: $(VENV)/.dev
+	# one thread a process: two processes with two threads each would wait for one another
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+benchmark: $(VENV)/.dev
+	for script in tests/benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) results .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and 'massrecon needs Python 3.11 to 3.13: run  make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[mc,jupyter]'
+	touch $@
+
+# groups need pip 25.1, which a fresh virtual environment may not have
+$(VENV)/.dev: $(VENV)/.user
+	$(PIP) --upgrade pip
+	$(PIP) --group dev
+	touch $@

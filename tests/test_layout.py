@@ -1,0 +1,76 @@
+"""The house: imports run one way, and heavy packages stay in their rooms."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "massrecon"
+FLOORS = ["errors", "kinematics", "events", "models", "inference", "visual", "runs", "cli"]
+GROUND = {"errors", "provenance"}
+ROOMS = {
+    "pythia8mc": ("events/generator.py", "events/pythia.py"),
+    "lightning": ("models/training.py",),
+    "papermill": ("runs/",),
+    "dask": ("runs/",),
+    "distributed": ("runs/",),
+    "ipywidgets": ("visual/widgets/",),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> list[str]:
+    """All modules that a file imports, at any depth, also through `require_extra`."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require_extra":
+            names += [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+    return names
+
+
+def floor(module: str) -> int:
+    room = module.split(".")[1]
+    return 0 if room in GROUND else FLOORS.index(room)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    if parts in (("__init__",), ("__main__",)):  # the public API and the command, above it all
+        return
+    own = floor(".".join(("massrecon", *parts)))
+    for module in imported_modules(path):
+        if module.startswith("massrecon."):
+            if module == "massrecon.__version__":
+                continue
+            assert floor(module) <= own, f"{path} reaches up to {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
+    here = path.relative_to(PACKAGE).as_posix()
+    for module in imported_modules(path):
+        rooms = ROOMS.get(module.split(".")[0])
+        assert rooms is None or here.startswith(rooms), f"{here} imports {module}"
+
+
+def test_the_rule_sees_a_violation(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from massrecon.models.base import MassModel\n")
+    assert [floor(m) > floor("massrecon.kinematics") for m in imported_modules(bad)] == [True]
+
+
+@pytest.mark.parametrize("module", ["massrecon", "massrecon.cli", "massrecon.events.worker"])
+def test_light_modules_do_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], check=False)
+    assert result.returncode == 0, f"{module} imports torch"
