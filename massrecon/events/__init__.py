@@ -1,0 +1,1 @@
+"""Where collisions come from: process cards, generation, detector response, and the event store."""

@@ -1,0 +1,257 @@
+"""Events: what was seen in N collisions and, for simulated ones, what really happened.
+
+Reconstructed objects sit in the slots of the process card (``lepton``, ``photon1``, ``jet1``, …),
+ordered by falling pT within a kind; a slot without an object is zero and not `present`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from massrecon.errors import InputError, ShapeError
+from massrecon.events.card import ProcessCard
+
+Index = int | slice | Tensor | np.ndarray | Sequence[int]
+"""What selects events: an integer keeps a sample of one event."""
+
+# |p| may exceed E by this fraction of E in files that store float32 momenta
+_ENERGY_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Events:
+    """N collisions of one process.
+
+    Attributes:
+        card: The process card that defines slots, partons, masses and targets.
+        p4: Reconstructed four-momenta (px, py, pz, E) [GeV], float64, shape ``(N, K, 4)``.
+        present: True where the slot holds an object, shape ``(N, K)``.
+        attributes: Further properties of the objects by name, each ``(N, K)``: ``charge`` and
+            ``flavour`` (absolute PDG number of leptons and photons, 0 for jets).
+        ptmiss: Missing transverse momentum (px, py) [GeV], shape ``(N, 2)``.
+        weight: Event weights, shape ``(N,)``.
+        partons: True parton-level (px, py, pz, m) [GeV] in the order of ``card.parton_names``,
+            shape ``(N, P, 4)``; None for data.
+        masses: True mass parameters [GeV] in the order of ``card.mass_names``, shape ``(N, M)``;
+            None for data.
+        provenance: Where the events come from: versions, seeds, settings, counts.
+    """
+
+    card: ProcessCard
+    p4: Tensor
+    present: Tensor
+    ptmiss: Tensor
+    weight: Tensor
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)
+    partons: Tensor | None = None
+    masses: Tensor | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n, slots = len(self.p4), len(self.card.slots)
+        expected = {
+            "p4": (n, slots, 4),
+            "present": (n, slots),
+            "ptmiss": (n, 2),
+            "weight": (n,),
+            "partons": (n, len(self.card.parton_names), 4),
+            "masses": (n, len(self.card.mass_names)),
+        }
+        for name, tensor in self._tensors().items():
+            shape = expected.get(name, (n, slots))
+            if tuple(tensor.shape) != shape:
+                raise ShapeError(
+                    f"'{name}' should have shape {shape} for the card '{self.card.name}', got "
+                    f"{tuple(tensor.shape)}."
+                )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        card: ProcessCard,
+        arrays: Mapping[str, np.ndarray],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Events:
+        """Wraps NumPy arrays named as the fields, each object attribute under its own name."""
+        tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+        named = {f.name for f in dataclasses.fields(cls)}
+        attributes = {name: tensors.pop(name) for name in list(tensors) if name not in named}
+        return cls(card=card, attributes=attributes, provenance=provenance or {}, **tensors)
+
+    def __len__(self) -> int:
+        return len(self.p4)
+
+    def __repr__(self) -> str:
+        truth = "with truth" if self.partons is not None else "without truth"
+        return f"Events({self.card.name}, {len(self)} events, {truth})"
+
+    def __getitem__(self, index: Index) -> Events:
+        """Selects events by integer, slice, boolean mask or list of positions."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"Event {index} is out of range: there are {len(self)} events.")
+            index = [index]
+        rows = index if isinstance(index, slice | Tensor) else torch.as_tensor(np.asarray(index))
+        if isinstance(rows, Tensor) and rows.numel() == 0:
+            rows = rows.to(torch.long)
+        return self._map(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | str) -> Events:
+        """Moves all tensors to a device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the tensors."""
+        return self.p4.device
+
+    def slots_of(self, kind: str) -> tuple[int, ...]:
+        """Returns the positions of the slots of one kind (``"lepton"``, ``"jet"``, …)."""
+        return tuple(i for i, k in enumerate(self.card.slot_kinds) if k == kind)
+
+    def targets(self) -> Tensor:
+        """Returns the true targets in the order of ``card.target_names``, shape ``(N, T)`` [GeV].
+
+        Raises:
+            InputError: If the events carry no truth.
+        """
+        if self.partons is None:
+            raise InputError(
+                "These events carry no truth, so they have no targets: use simulated events."
+            )
+        rows = [self.card.parton_names.index(label) for label in self.card.targets.values()]
+        return self.partons[:, rows].flatten(1)
+
+    def split(
+        self,
+        by: Literal["masses", "events"] = "masses",
+        fractions: Sequence[float] = (0.8, 0.2),
+        seed: int = 0,
+    ) -> tuple[Events, ...]:
+        """Splits the events at random into disjoint samples.
+
+        Args:
+            by: ``"masses"`` keeps all events of a mass point together, so that a test sample has
+                masses that were never trained on; ``"events"`` splits event by event.
+            fractions: Share of each sample; they add up to one.
+            seed: Seed of the shuffle.
+
+        Raises:
+            InputError: If the fractions do not add up to one, or there are fewer mass points than
+                samples.
+        """
+        if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+            raise InputError(f"'fractions' should be positive and add up to 1, got {fractions}.")
+        if by not in ("masses", "events"):
+            raise InputError(f"'by' should be 'masses' or 'events', got '{by}'.")
+        group = self._mass_points() if by == "masses" else torch.arange(len(self))
+        n_groups = int(group.max()) + 1 if len(group) else 0
+        if n_groups < len(fractions):
+            raise InputError(
+                f"Cannot split {n_groups} {'mass points' if by == 'masses' else 'events'} into "
+                f"{len(fractions)} samples: simulate more, or use by='events'."
+            )
+        order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
+        share = order.argsort()[group]
+        edges = np.round(np.cumsum([0.0, *fractions]) * n_groups).astype(int)
+        parts = []
+        for low, high in itertools.pairwise(edges):
+            parts.append(self[((share >= low) & (share < high)).to(self.device)])
+        return tuple(parts)
+
+    def _mass_points(self) -> Tensor:
+        """Numbers the distinct points of the mass plane, shape ``(N,)``."""
+        if self.masses is None:
+            raise InputError("These events carry no true masses: split them with by='events'.")
+        return torch.unique(self.masses.cpu(), dim=0, return_inverse=True)[1]
+
+    @staticmethod
+    def concat(samples: Sequence[Events]) -> Events:
+        """Joins samples of the same card, in order; the provenance lists each one's own.
+
+        Raises:
+            InputError: If there is no sample, or they differ in card, truth or attributes.
+        """
+        if not samples:
+            raise InputError("Nothing to join: pass at least one sample of events.")
+        if len(samples) == 1:
+            return samples[0]
+        first = samples[0]
+        for other in samples[1:]:
+            if other.card.fingerprint() != first.card.fingerprint():
+                raise InputError(
+                    f"Cannot join events of different cards: '{first.card.name}' and "
+                    f"'{other.card.name}' (or two versions of it)."
+                )
+            if other._tensors().keys() != first._tensors().keys():
+                raise InputError("Cannot join events that differ in truth or object attributes.")
+        joined = {
+            name: torch.cat([sample._tensors()[name] for sample in samples])
+            for name in first._tensors()
+        }
+        return first._with(joined, {"joined": [dict(sample.provenance) for sample in samples]})
+
+    def validate(self) -> Events:
+        """Checks the values once, where data enters, and returns the events.
+
+        Raises:
+            InputError: If an object is not finite, has negative energy or has |p| > E, or if
+                ptmiss, a weight or the truth is not finite; with the count and the first index.
+        """
+        for name, tensor in self._tensors().items():
+            if tensor.is_floating_point():
+                self._refuse(~torch.isfinite(tensor), f"'{name}' is not finite")
+        energy = self.p4[..., 3]
+        momentum = torch.linalg.vector_norm(self.p4[..., :3], dim=-1)
+        self._refuse(self.present & (energy < 0), "the energy of an object is negative")
+        self._refuse(
+            self.present & (momentum > energy * (1 + _ENERGY_TOLERANCE)),
+            "an object has |p| > E",
+        )
+        self._refuse(self.present & (energy == 0), "an object that is present has zero energy")
+        return self
+
+    def _refuse(self, bad: Tensor, what: str) -> None:
+        rows = bad.unsqueeze(-1).flatten(1).any(1).nonzero().flatten()
+        if len(rows):
+            where = bad[rows[0]].nonzero().flatten()
+            slot = ""
+            if bad.ndim >= 2 and bad.shape[1] == len(self.card.slots):
+                slot = f" (slot '{self.card.slots[int(where[0])]}')"
+            raise InputError(
+                f"In {len(rows)} of {len(self)} events {what}, first in event "
+                f"{int(rows[0])}{slot}: repair or remove these events."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the events to a folder of Parquet files; read them with `load_events`."""
+        from massrecon.events.store import save_events
+
+        save_events(self, path)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {
+            "p4": self.p4,
+            "present": self.present,
+            "ptmiss": self.ptmiss,
+            "weight": self.weight,
+            "partons": self.partons,
+            "masses": self.masses,
+        }
+        return {k: t for k, t in {**named, **self.attributes}.items() if t is not None}
+
+    def _map(self, transform: Any) -> Events:
+        return self._with({k: transform(t) for k, t in self._tensors().items()}, self.provenance)
+
+    def _with(self, tensors: dict[str, Tensor], provenance: Mapping[str, Any]) -> Events:
+        attributes = {name: tensors.pop(name) for name in self.attributes}
+        return Events(card=self.card, attributes=attributes, provenance=provenance, **tensors)
