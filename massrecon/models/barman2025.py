@@ -1,0 +1,281 @@
+"""The published network: a transformer encoder conditions a diffusion model of eight targets.
+
+Eight tokens enter: the lepton, two photons and four leading jets as (px, py, pz, E), and one
+token of summary observables. Behind the encoder layers every token passes the same two-layer MLP;
+the mean over the tokens that are present is the context of the event. A denoiser learns to predict
+the noise in (px, py, pz, m) of the two new particles, given the context and the time step, with
+the plain mean square of the noise error as its loss.
+
+Where the publication is silent, this is our choice: one linear embedding per kind of object (so
+that a photon differs from a jet, and like objects stay interchangeable), normalisation in front
+of each encoder layer, the widths and number of the hidden layers, the initial weights of the
+denoiser, and the scaling of inputs and targets. The azimuth of the missing energy is not an input.
+
+References:
+    R. K. Barman, A. Choudhury and S. Sarkar, arXiv:2507.20869, and slides of a talk on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from massrecon.errors import InputError, unknown_name
+from massrecon.events.card import ProcessCard
+from massrecon.events.container import Events
+from massrecon.models import features
+from massrecon.models.base import MassModel, Prepared
+from massrecon.models.diffusion import (
+    Denoiser,
+    NoisePredictor,
+    NoiseSchedule,
+    ancestral_sample,
+    ddim_sample,
+    indexed_normal,
+)
+from massrecon.models.encoder import TransformerEncoder, masked_mean, token_mlp
+
+OBJECT_COUNTS = {"lepton": 1, "photon": 2, "jet": 4}
+"""How many leading objects of each kind the published network reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Barman2025Config:
+    """Sizes of the network; the defaults are the published ones where these are known.
+
+    Attributes:
+        dim: Width of tokens, context and time embedding.
+        layers: Number of encoder layers.
+        heads: Number of attention heads.
+        token_hidden: Hidden width of the two-layer MLPs that act on each token.
+        denoiser_hidden: Width of the hidden layers of the denoiser.
+        denoiser_layers: Number of hidden layers of the denoiser.
+        diffusion_steps: Number T of noise steps.
+        beta_first: Noise variance of the first step.
+        beta_last: Noise variance of the last step.
+        noise_draws: How many pairs of step and noise train on each event's context at a time.
+        ddim_steps: Number of DDIM steps when `sample` is not told.
+    """
+
+    dim: int = 256
+    layers: int = 4
+    heads: int = 4
+    token_hidden: int = 512
+    denoiser_hidden: int = 512
+    denoiser_layers: int = 3
+    diffusion_steps: int = 1500
+    beta_first: float = 1e-5
+    beta_last: float = 0.02
+    noise_draws: int = 4
+    ddim_steps: int = 50
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "heads", "denoiser_layers", "noise_draws", "diffusion_steps"):
+            if getattr(self, field) < 1:
+                raise InputError(f"'{field}' should be at least 1, got {getattr(self, field)}.")
+        if self.dim < 2 or self.dim % (2 * self.heads):
+            raise InputError(
+                f"'dim' should be a multiple of twice 'heads', got {self.dim} and {self.heads}."
+            )
+        if not 1 <= self.ddim_steps <= self.diffusion_steps:
+            raise InputError(
+                f"'ddim_steps' should be between 1 and 'diffusion_steps' = {self.diffusion_steps}, "
+                f"got {self.ddim_steps}."
+            )
+        if not 0 < self.beta_first <= self.beta_last < 1:
+            raise InputError(
+                f"Expected 0 < beta_first <= beta_last < 1, got {self.beta_first} and "
+                f"{self.beta_last}."
+            )
+
+
+class Barman2025(MassModel):
+    """The diffusion model of arXiv:2507.20869."""
+
+    name = "barman2025"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "full": {},
+        "small": {
+            "dim": 128,
+            "layers": 2,
+            "token_hidden": 256,
+            "denoiser_hidden": 256,
+            "noise_draws": 8,
+        },
+    }
+    config: Barman2025Config
+
+    def __init__(self, card: ProcessCard, config: Barman2025Config) -> None:
+        super().__init__(card, config)
+        dim, n_targets = config.dim, len(self.target_names)
+        self._slots = features.leading_slots(card, OBJECT_COUNTS, self.name)
+        self.momentum_scaling = features.Scaling(4)
+        self.extra_scaling = features.Scaling(len(features.EXTRA_NAMES))
+        self.target_scaling = features.Scaling(n_targets)
+        self.embed = nn.ModuleDict({kind: nn.Linear(4, dim) for kind in OBJECT_COUNTS})
+        self.embed_extra = nn.Linear(len(features.EXTRA_NAMES), dim)
+        self.encoder = TransformerEncoder(dim, config.heads, config.layers, config.token_hidden)
+        self.token_mlp = token_mlp(dim, config.token_hidden)
+        self.denoiser = Denoiser(n_targets, dim, config.denoiser_hidden, config.denoiser_layers)
+        self.schedule = NoiseSchedule(config.diffusion_steps, config.beta_first, config.beta_last)
+
+    @classmethod
+    def from_config(cls, card: ProcessCard, config: Mapping[str, Any]) -> Barman2025:
+        """Builds an untrained model from fields of `Barman2025Config`."""
+        return cls(card, Barman2025Config(**config))
+
+    def prepare(self, events: Events) -> Prepared:
+        """Computes ``objects`` (N, 7, 4), ``present`` (N, 7), ``extra`` (N, 8), ``targets``."""
+        self.check_card(events)
+        events = events.to("cpu")
+        kinds = [features.objects(events, slots) for slots in self._slots.values()]
+        prepared = {
+            "objects": torch.cat([p4 for p4, _ in kinds], dim=1).float(),
+            "present": torch.cat([present for _, present in kinds], dim=1),
+            "extra": features.extra_observables(*kinds, ptmiss=events.ptmiss).float(),
+        }
+        if events.partons is not None:
+            prepared["targets"] = events.targets().float()
+        return prepared
+
+    def fit_scaling(self, events: Events) -> None:
+        """Sets the scaling of inputs and targets from the training events."""
+        prepared = self.prepare(events)
+        self.momentum_scaling.fit_momenta(prepared["objects"][prepared["present"]])
+        self.extra_scaling.fit(prepared["extra"])
+        self.target_scaling.fit_momenta(events.targets())
+
+    def augment(self, batch: Prepared, generator: torch.Generator) -> Prepared:
+        """Turns events about the beam and flips pz; the summary observables do not change."""
+        rows = batch["targets"].unflatten(-1, (-1, 4))
+        turned, rows = features.augment_momenta(batch["objects"], rows, generator=generator)
+        return {**batch, "objects": turned, "targets": rows.flatten(1)}
+
+    def encode(self, batch: Prepared) -> Tensor:
+        """Computes the context of each event of a prepared batch, shape ``(N, dim)``."""
+        scaled = self.momentum_scaling(batch["objects"])
+        groups = scaled.split(list(OBJECT_COUNTS.values()), dim=1)
+        tokens = [self.embed[kind](g) for kind, g in zip(OBJECT_COUNTS, groups, strict=True)]
+        tokens.append(self.embed_extra(self.extra_scaling(batch["extra"])).unsqueeze(1))
+        present = functional.pad(batch["present"], (0, 1), value=True)
+        encoded = self.token_mlp(self.encoder(torch.cat(tokens, dim=1), present))
+        return masked_mean(encoded, present)
+
+    def loss_prepared(self, batch: Prepared, generator: torch.Generator) -> Tensor:
+        """Computes the mean square of the error of the predicted noise.
+
+        Each event's context serves `noise_draws` pairs of step and noise. Their steps are drawn
+        one from each of as many equal ranges of [0, T), which leaves the expectation as it is
+        and makes the loss less noisy.
+        """
+        x_0 = self.target_scaling(batch["targets"]).unsqueeze(1)
+        shape = (len(x_0), self.config.noise_draws)
+        device = generator.device
+        strata = torch.arange(shape[1], device=device)
+        share = (strata + torch.rand(shape, generator=generator, device=device)) / shape[1]
+        # rounding in float32 can reach T itself
+        t = (share * len(self.schedule)).long().clamp_max(len(self.schedule) - 1).to(x_0.device)
+        noise = torch.randn((*shape, x_0.shape[-1]), generator=generator, device=device)
+        noise = noise.to(x_0.device)
+        predicted = self._predict(self.schedule.add_noise(x_0, t, noise), t, self.encode(batch))
+        return functional.mse_loss(predicted.float(), noise)
+
+    def _predict(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        # there are only T different steps: embed each of those that occur once
+        steps, position = torch.unique(t, return_inverse=True)
+        time_share = functional.embedding(position, self.denoiser.embed_time(steps))
+        return self.denoiser(x_t, time_share, self.denoiser.embed_context(context).unsqueeze(1))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        events: Events,
+        n_samples: int,
+        steps: int | None = None,
+        solver: Literal["ddim", "ancestral"] = "ddim",
+        seed: int = 0,
+        batch_size: int = 8192,
+    ) -> Tensor:
+        """Draws targets from the posterior of each event.
+
+        A draw depends on the seed and on the numbers of its event and draw, not on `batch_size`
+        nor on how many draws are taken.
+
+        Args:
+            events: Reconstructed events.
+            n_samples: Number S of draws per event.
+            steps: Number of DDIM steps, by default the configured one; ancestral sampling always
+                takes all T.
+            solver: ``"ddim"`` (deterministic path, few steps) or ``"ancestral"`` (as published).
+            seed: Seed of the noise.
+            batch_size: How many draws are worked on at a time; bounds the memory.
+
+        Returns:
+            Draws of ``target_names`` [GeV], float64 on the processor, shape ``(S, N, T)``.
+
+        Raises:
+            InputError: If an argument is out of range or the events follow another card.
+        """
+        self._check_sampling(n_samples, steps, solver, batch_size)
+        prepared = self.prepare(events)
+        draws = torch.empty(n_samples, len(events), len(self.target_names), dtype=torch.float64)
+        time_shares = self.denoiser.embed_time(torch.arange(len(self.schedule), device=self.device))
+        solve = self._solver(solver, steps)
+        events_at_once = max(1, batch_size // n_samples)
+        for first in range(0, len(events), events_at_once):
+            rows = slice(first, first + events_at_once)
+            chunk = {name: t[rows].to(self.device) for name, t in prepared.items()}
+            context = self.denoiser.embed_context(self.encode(chunk))
+            event = torch.arange(first, first + len(context), device=self.device)
+            for start in range(0, n_samples, batch_size):
+                draw = torch.arange(start, min(start + batch_size, n_samples), device=self.device)
+                noise = _NoiseOfDraws(seed, event, draw, draws.shape[-1])
+                x_0 = solve(lambda x, t, c=context: self.denoiser(x, time_shares[t], c), noise)
+                draws[start : start + len(draw), rows] = self.target_scaling.inverse(x_0)
+        return draws
+
+    def _solver(
+        self, solver: str, steps: int | None
+    ) -> Callable[[NoisePredictor, Callable[[int], Tensor]], Tensor]:
+        """Chooses how noise predictor and noise become draws."""
+        schedule, n_steps = self.schedule, steps or self.config.ddim_steps
+        if solver == "ancestral":
+            return lambda predict, noise: ancestral_sample(
+                predict, noise(len(schedule)), schedule, noise
+            )
+        return lambda predict, noise: ddim_sample(predict, noise(len(schedule)), schedule, n_steps)
+
+    def _check_sampling(
+        self, n_samples: int, steps: int | None, solver: str, batch_size: int
+    ) -> None:
+        if solver not in ("ddim", "ancestral"):
+            raise unknown_name("solver", solver, ("ddim", "ancestral"))
+        if steps is not None and not 1 <= steps <= len(self.schedule):
+            raise InputError(f"'steps' should be between 1 and {len(self.schedule)}, got {steps}.")
+        if solver == "ancestral" and steps not in (None, len(self.schedule)):
+            raise InputError(
+                f"Ancestral sampling takes all {len(self.schedule)} steps, got steps={steps}: "
+                "leave it out, or choose solver='ddim'."
+            )
+        for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
+            if value < 1:
+                raise InputError(f"'{name}' should be at least 1, got {value}.")
+
+
+@dataclass(frozen=True)
+class _NoiseOfDraws:
+    """Standard normal noise of some draws ``(S,)`` of some events ``(N,)`` at any step."""
+
+    seed: int
+    event: Tensor
+    draw: Tensor
+    width: int
+
+    def __call__(self, step: int) -> Tensor:
+        """Returns the noise of a step, shape ``(S, N, width)``."""
+        return indexed_normal(self.seed, step, self.event, self.draw.unsqueeze(1), self.width)

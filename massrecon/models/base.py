@@ -1,0 +1,273 @@
+"""The interface of every learned posterior, and the folder it is saved to.
+
+A model learns p(targets | reconstructed event). It is trained through `loss_prepared`, gives draws
+through `sample`, and lives on disk as ``weights.safetensors`` beside ``model.json``, which holds
+everything needed to rebuild it and to know where it came from. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from massrecon.errors import InputError, ModelError
+from massrecon.events.card import ProcessCard, load_card
+from massrecon.events.container import Events
+from massrecon.provenance import replacing_folder, versions
+
+FORMAT_VERSION = 1
+HEADER_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+# what save() itself writes to the header
+_RESERVED = {
+    *("format", "format_version", "model", "config", "card", "targets", "weights_sha256"),
+    *("parameters", "versions"),
+}
+
+Prepared = dict[str, Tensor]
+"""Inputs (and targets, where the truth is known) of N events, first axis N."""
+
+
+class MassModel(nn.Module, ABC):
+    """A learned posterior of the targets of a process card, given one reconstructed event.
+
+    Attributes:
+        card: The process card.
+        config: The frozen configuration of the model's family.
+        metadata: What else belongs to the model card, as JSON: seed, data fingerprint, metrics,
+            history. Saved and loaded with the model.
+        name: Name of the family.
+        presets: Named configurations, as the fields that differ from the defaults.
+    """
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def __init__(self, card: ProcessCard, config: Any) -> None:
+        super().__init__()
+        self.card = card
+        self.config = config
+        self.metadata: dict[str, Any] = {}
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, card: ProcessCard, config: Mapping[str, Any]) -> MassModel:
+        """Builds an untrained model from the fields of its configuration.
+
+        Raises:
+            TypeError: If a field is unknown.
+        """
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the targets, in the order of the last axis of the samples."""
+        return tuple(self.card.target_names)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the weights."""
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def prepare(self, events: Events) -> Prepared:
+        """Computes all inputs of the network once, with ``targets`` where the truth is known.
+
+        Returns:
+            Tensors on the processor, float32 or bool, in GeV, first axis N.
+        """
+
+    @abstractmethod
+    def fit_scaling(self, events: Events) -> None:
+        """Sets the scaling of inputs and targets from the training events."""
+
+    @abstractmethod
+    def augment(self, batch: Prepared, generator: torch.Generator) -> Prepared:
+        """Applies random exact symmetries of the collision to a prepared batch."""
+
+    @abstractmethod
+    def loss_prepared(self, batch: Prepared, generator: torch.Generator) -> Tensor:
+        """Computes the training loss of a prepared batch on the model's device, a scalar."""
+
+    @abstractmethod
+    def sample(
+        self,
+        events: Events,
+        n_samples: int,
+        steps: int | None = None,
+        solver: Literal["ddim", "ancestral"] = "ddim",
+        seed: int = 0,
+        batch_size: int = 8192,
+    ) -> Tensor:
+        """Draws targets from the posterior of each event.
+
+        Returns:
+            Draws [GeV], float64 on the processor, shape ``(S, N, T)``.
+        """
+
+    def log_prob(self, targets: Tensor, events: Events) -> Tensor:
+        """Computes the log-density of `targets` ``(N, T)``, where the family has one.
+
+        Raises:
+            ModelError: If the family has no density.
+        """
+        raise ModelError(
+            f"The model '{self.name}' has no density: draw from it with sample() instead."
+        )
+
+    def loss(self, events: Events, seed: int = 0) -> Tensor:
+        """Computes the training loss of events with truth, a scalar."""
+        batch = {name: t.to(self.device) for name, t in self.prepare(events).items()}
+        if "targets" not in batch:
+            raise InputError("The loss needs events with truth: use simulated events.")
+        return self.loss_prepared(batch, torch.Generator(self.device).manual_seed(seed))
+
+    def check_card(self, events: Events) -> None:
+        """Checks that events have the object slots that the model was built for.
+
+        Raises:
+            InputError: If their card differs from the model's.
+        """
+        if events.card.slots != self.card.slots or events.card.targets != self.card.targets:
+            raise InputError(
+                f"The events follow the card '{events.card.name}', the model the card "
+                f"'{self.card.name}' with other slots or targets: pass events of that card."
+            )
+
+    def save(self, folder: str | Path, **metadata: Any) -> Path:
+        """Saves the model as a folder, completely or not at all.
+
+        Args:
+            folder: A new or empty folder, or one that holds a saved model, which is replaced.
+            **metadata: Further entries of `metadata`.
+
+        Raises:
+            InputError: If `metadata` is not JSON, or uses a reserved name.
+            ModelError: If `folder` holds something else than a saved model.
+        """
+        folder = Path(folder)
+        _refuse_foreign(folder)
+        with replacing_folder(folder) as fresh:
+            state = {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}
+            safetensors.torch.save_file(state, fresh / WEIGHTS_FILE)
+            header = self._header(sha256_of(fresh / WEIGHTS_FILE), {**self.metadata, **metadata})
+            (fresh / HEADER_FILE).write_text(header, encoding="utf-8")
+        return folder
+
+    def _header(self, checksum: str, metadata: Mapping[str, Any]) -> str:
+        if reserved := sorted(_RESERVED & metadata.keys()):
+            raise InputError(f"'{reserved[0]}' is written by save() itself: choose another name.")
+        header = {
+            "format": "massrecon-model",
+            "format_version": FORMAT_VERSION,
+            "model": self.name,
+            "config": dataclasses.asdict(self.config),
+            "card": self.card.to_dict(),
+            "targets": list(self.target_names),
+            "weights_sha256": checksum,
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "versions": versions("torch"),
+        }
+        try:
+            return json.dumps({**header, **metadata}, indent=2, ensure_ascii=False)
+        except TypeError as error:
+            raise InputError(f"The metadata of a model must be JSON: {error}.") from error
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> MassModel:
+    """Rebuilds a saved model, ready to draw samples.
+
+    Args:
+        folder: The folder that `MassModel.save` wrote.
+        device: Where to put the weights: ``"cpu"``, ``"cuda"``, ``"mps"``.
+
+    Raises:
+        ModelError: If the folder is missing, foreign, damaged or written by a newer massrecon.
+    """
+    # the registry imports the model families, which import this module
+    from massrecon.models import MODELS
+
+    header = read_header(folder)
+    if header.get("model") not in MODELS:
+        raise ModelError(
+            f"'{folder}' holds a model '{header.get('model')}', unknown to this massrecon: it "
+            f"knows {', '.join(MODELS)}."
+        )
+    weights = read_weights(folder, header)
+    try:
+        model = MODELS[header["model"]].from_config(load_card(header["card"]), header["config"])
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError, InputError) as error:
+        raise ModelError(
+            f"'{folder}' does not describe a model of this massrecon ({error}): retrain it."
+        ) from error
+    model.metadata = {name: value for name, value in header.items() if name not in _RESERVED}
+    return model.to(device).eval()
+
+
+def read_header(folder: str | Path) -> dict[str, Any]:
+    """Reads and checks ``model.json`` of a saved model: its config, card, metrics and history.
+
+    Raises:
+        ModelError: If the folder is no saved model, is damaged, or comes from a newer massrecon.
+    """
+    path = Path(folder) / HEADER_FILE
+    if not path.is_file():
+        raise ModelError(f"'{folder}' is not a saved model: it has no {HEADER_FILE}.")
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"'{path}' is damaged ({error}): restore or retrain the model.") from error
+    if not isinstance(header, dict) or header.get("format") != "massrecon-model":
+        raise ModelError(f"'{path}' was not written by massrecon: pass the folder of a model.")
+    version = header.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ModelError(
+            f"'{path}' has format version {version}, this massrecon reads up to {FORMAT_VERSION}: "
+            "install a newer massrecon."
+        )
+    return header
+
+
+def read_weights(folder: str | Path, header: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Reads the weights of a saved model and compares them with the checksum in its header.
+
+    Raises:
+        ModelError: If the weights are missing, truncated or changed.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise ModelError(f"'{folder}' has no {WEIGHTS_FILE}: restore or retrain the model.")
+    if sha256_of(path) != header.get("weights_sha256"):
+        raise ModelError(
+            f"'{path}' is damaged: its checksum is not the one in {HEADER_FILE}. Restore or "
+            "retrain the model."
+        )
+    return safetensors.torch.load_file(path)
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 checksum of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"'{folder}' is a file: choose a new folder.")
+    entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in entries if name not in (HEADER_FILE, WEIGHTS_FILE, "history.json")]
+    if foreign:
+        raise ModelError(f"'{folder}' holds other files ('{foreign[0]}'): choose a new folder.")
+    if entries:
+        read_header(folder)

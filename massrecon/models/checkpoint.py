@@ -1,0 +1,99 @@
+"""The state of a training on disk: written atomically, read without unpickling anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from massrecon.errors import ModelError
+from massrecon.models.base import MassModel, Prepared
+
+CHECKPOINT_FILE = "training.ckpt"
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Where a training stands; everything but the identity and the plan changes as it goes on."""
+
+    identity: str
+    total_steps: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    records: list[dict[str, Any]] = field(default_factory=list)
+    best_loss: float = math.inf
+    best_step: int = 0
+    rounds_since_best: int = 0
+    finished: bool = False
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    loop: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Writes the checkpoint: tensors, numbers and text, nothing that needs unpickling."""
+        buffer = io.BytesIO()
+        torch.save(vars(self), buffer)
+        _write_atomically(folder / CHECKPOINT_FILE, buffer.getvalue())
+
+    @classmethod
+    def load(cls, folder: Path | None, identity: str) -> TrainingState | None:
+        """Reads the checkpoint of a training, if there is one.
+
+        Raises:
+            ModelError: If it is damaged or belongs to another training.
+        """
+        path = None if folder is None else folder / CHECKPOINT_FILE
+        if path is None or not path.exists():
+            return None
+        try:
+            state = cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise ModelError(
+                f"'{path}' is not a readable checkpoint: delete it to start over."
+            ) from error
+        if state.identity != identity:
+            raise ModelError(
+                f"'{path}' belongs to a training with other events, model or settings: choose "
+                "another folder, or delete it to start over."
+            )
+        return state
+
+
+def fingerprint_of(data: Prepared) -> str:
+    """Returns a checksum of prepared events."""
+    digest = hashlib.sha256()
+    for name in sorted(data):
+        digest.update(name.encode())
+        digest.update(data[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identity_of(model: MassModel, settings: Any, *fingerprints: str) -> str:
+    """Returns a checksum of everything that decides the outcome of a training."""
+    facts = [
+        model.name,
+        dataclasses.asdict(model.config),
+        model.card.fingerprint(),
+        dataclasses.asdict(settings),
+        *fingerprints,
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is complete on disk before it takes its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,76 @@
+"""The transformer that reads a set of reconstructed objects.
+
+Each layer is self-attention followed by a two-layer MLP that is the same for every token, both
+around a residual connection with layer normalisation in front. No token carries a code of its
+position, so the output follows any permutation of the tokens, and its mean does not change.
+
+References:
+    A. Vaswani et al., arXiv:1706.03762; R. Xiong et al., arXiv:2002.04745 (normalisation first).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class EncoderLayer(nn.Module):
+    """One layer of multi-head self-attention and a token-wise MLP."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(dim)
+        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.attention_out = nn.Linear(dim, dim)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = token_mlp(dim, hidden)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """Maps ``(N, K, dim)`` to ``(N, K, dim)``; absent tokens are not attended to."""
+        tokens = tokens + self._attend(self.attention_norm(tokens), present)
+        return tokens + self.mlp(self.mlp_norm(tokens))
+
+    def _attend(self, tokens: Tensor, present: Tensor) -> Tensor:
+        n, k, dim = tokens.shape
+        split = self.query_key_value(tokens).view(n, k, 3, self.heads, dim // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        # here True means "may be attended to", as in `present`
+        mask = present[:, None, None, :]
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.attention_out(mixed.transpose(1, 2).reshape(n, k, dim))
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of encoder layers with a final normalisation."""
+
+    def __init__(self, dim: int, heads: int, layers: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(dim, heads, hidden) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """Encodes the tokens of each event.
+
+        Args:
+            tokens: Embedded tokens, shape ``(N, K, dim)``; finite also where absent.
+            present: True where there is a token, shape ``(N, K)``, at least one in each event.
+
+        Returns:
+            Encoded tokens, shape ``(N, K, dim)``; of no meaning where absent.
+        """
+        for layer in self.layers:
+            tokens = layer(tokens, present)
+        return self.norm(tokens)
+
+
+def token_mlp(dim: int, hidden: int) -> nn.Sequential:
+    """Builds the two-layer MLP that acts on each token."""
+    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+
+
+def masked_mean(tokens: Tensor, present: Tensor) -> Tensor:
+    """Averages over the tokens that are present, ``(N, K, dim)`` -> ``(N, dim)``."""
+    share = present.to(tokens.dtype)
+    share = share / share.sum(dim=1, keepdim=True)
+    return (share.unsqueeze(1) @ tokens).squeeze(1)

@@ -1,0 +1,128 @@
+"""How a model is trained and what came of it: settings, schedules, history."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from massrecon.errors import InputError
+from massrecon.provenance import write_json
+
+# share of the steps after which the first validation comes
+_EARLY = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train. At least one of the three budgets is needed; the first to be reached ends it.
+
+    The publication gives no recipe, so all of this is ours, including the augmentation by random
+    rotations about the beam and flips of pz, which are exact symmetries of the collisions.
+
+    Attributes:
+        max_minutes: Wall-clock budget [min], turned into a number of steps by timing a few.
+        max_epochs: Budget in passes over the training events.
+        max_steps: Budget in optimiser steps.
+        batch_size: Events per step.
+        learning_rate: Peak of the cosine schedule, reached after the warm-up.
+        warm_up: Share of the steps in which the rate rises linearly.
+        weight_decay: Decoupled weight decay of AdamW.
+        gradient_clip: Largest norm of the gradient.
+        ema_decay: Decay per step of the exponential average of the weights, less at the start.
+        augment: Whether to apply random symmetries of the collision to the training events.
+        precision: ``"auto"`` is bfloat16 where the device has it natively, else float32.
+        rounds: Number of validations, evenly spread; one more comes early.
+        patience: Stop after so many rounds without a better validation loss; None never stops.
+        metric_events: How many validation events the metrics are computed on.
+        accelerator: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        seed: Seed of data order, augmentation and noise.
+    """
+
+    max_minutes: float | None = None
+    max_epochs: int | None = None
+    max_steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    warm_up: float = 0.05
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.995
+    augment: bool = True
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    rounds: int = 20
+    patience: int | None = None
+    metric_events: int = 256
+    accelerator: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        budgets = (self.max_minutes, self.max_epochs, self.max_steps)
+        if all(budget is None for budget in budgets):
+            raise InputError("Training needs a budget: set max_minutes, max_epochs or max_steps.")
+        if any(budget is not None and budget <= 0 for budget in budgets):
+            raise InputError("'max_minutes', 'max_epochs' and 'max_steps' should be positive.")
+        for name in ("batch_size", "rounds", "metric_events", "learning_rate", "gradient_clip"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"'{name}' should be positive, got {getattr(self, name)}.")
+        if self.precision not in ("auto", "bf16", "float32"):
+            raise InputError(
+                f"'precision' should be 'auto', 'bf16' or 'float32', got '{self.precision}'."
+            )
+        if self.seed < 0:
+            raise InputError(f"'seed' should not be negative, got {self.seed}.")
+        if not 0 <= self.ema_decay < 1 or not 0 <= self.warm_up <= 1:
+            raise InputError("'ema_decay' should be in [0, 1) and 'warm_up' in [0, 1].")
+
+
+@dataclass(frozen=True)
+class TrainingHistory:
+    """What happened during a training.
+
+    Attributes:
+        records: One dictionary per validation: ``step``, ``epoch``, ``seconds`` of wall time,
+            ``train_loss`` (mean since the last record), ``validation_loss``, ``learning_rate``
+            and ``metrics`` by name.
+        total_steps: Number of steps that the training was planned for.
+        best_step: Step whose averaged weights are the final ones.
+        seed: Seed of the training.
+        data_fingerprint: Checksum of the prepared training events.
+        config: The fields of the training configuration.
+    """
+
+    records: list[dict[str, Any]]
+    total_steps: int
+    best_step: int
+    seed: int
+    data_fingerprint: str
+    config: dict[str, Any]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the final weights."""
+        return next(record for record in self.records if record["step"] == self.best_step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as JSON-able values."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the history as JSON."""
+        write_json(path, self.to_dict())
+
+
+def learning_rate(step: int, total_steps: int, config: TrainingConfig) -> float:
+    """Returns the rate of a step: a linear warm-up, then a half cosine that ends near 0."""
+    warm_up = config.warm_up * total_steps
+    if step < warm_up:
+        return config.learning_rate * (step + 1) / (warm_up + 1)
+    progress = (step - warm_up) / max(total_steps - warm_up, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def round_ends(total_steps: int, rounds: int) -> list[int]:
+    """Returns the numbers of finished steps at which a round ends, the first one early."""
+    even = {math.ceil(total_steps * k / rounds) for k in range(1, rounds + 1)}
+    return sorted(even | {math.ceil(_EARLY * total_steps)})
