@@ -1,0 +1,1 @@
+"""From draws of a learned posterior to masses, intervals and their diagnosis."""

@@ -1,0 +1,135 @@
+"""Fitting: a named model trained on events, with the physics metric shown while it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from massrecon.errors import InputError
+from massrecon.events.container import Events
+from massrecon.inference.diagnostics import efficiency
+from massrecon.inference.posterior import reconstruct
+from massrecon.models import create_model
+from massrecon.models.base import MassModel
+from massrecon.models.training import Metric, TrainingConfig, train
+from massrecon.provenance import versions
+
+_METRIC_WINDOW = 30.0
+_METRIC_DRAWS = 32
+_METRIC_STEPS = 20
+
+
+def fit(
+    model: str,
+    events: Events,
+    *,
+    preset: str = "full",
+    max_minutes: float | None = None,
+    max_epochs: int | None = None,
+    validation: Events | None = None,
+    training: TrainingConfig | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> MassModel:
+    """Trains a model on simulated events.
+
+    Args:
+        model: Name of the model family, such as ``"barman2025"``.
+        events: Training events with truth.
+        preset: Size of the network: ``"full"`` is the published one, ``"small"`` trains in minutes.
+        max_minutes: Wall-clock budget of the training [min].
+        max_epochs: Budget in passes over the training events.
+        validation: Events to validate on; if not given, a tenth of the mass points of `events`
+            is set aside (a tenth of the events where there are fewer than twenty mass points).
+        training: The whole recipe; then `max_minutes`, `max_epochs`, `seed` and `device` have to
+            be given there.
+        seed: Seed of split, initial weights, order, augmentation and noise.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        out: Folder to save the model to. Checkpoints are kept beside it in ``<out>.training``
+            meanwhile: the same call resumes a training that was cut off.
+        progress: Shows a progress bar with losses and the fraction of validation events within
+            30 GeV.
+
+    Returns:
+        The trained model; ``model.metadata`` holds history, seed and data fingerprint.
+
+    Raises:
+        InputError: If a name is unknown, there is no budget, or the events carry no truth.
+        ModelError: If `out` holds something else, or the training cannot go on.
+    """
+    recipe = _recipe(training, max_minutes, max_epochs, seed, device)
+    if validation is None:
+        events, validation = _set_aside(events, recipe.seed)
+    fitted = create_model(model, events.card, preset, seed=recipe.seed)
+    history = train(
+        fitted,
+        events,
+        validation,
+        recipe,
+        metrics=_metrics(events),
+        checkpoint_dir=None if out is None else f"{Path(out)}.training",
+        progress=progress,
+    )
+    fitted.metadata = {
+        "preset": preset,
+        "seed": recipe.seed,
+        "n_train": len(events),
+        "n_validation": len(validation),
+        "data_fingerprint": history.data_fingerprint,
+        "metrics": {"validation_loss": history.best["validation_loss"], **history.best["metrics"]},
+        "history": history.to_dict(),
+        "trained_with": versions("torch", "lightning"),
+    }
+    if out is not None:
+        fitted.save(out)
+    return fitted.to(device).eval()
+
+
+def _recipe(
+    training: TrainingConfig | None,
+    max_minutes: float | None,
+    max_epochs: int | None,
+    seed: int,
+    device: str,
+) -> TrainingConfig:
+    given = (max_minutes, max_epochs, seed, device) != (None, None, 0, "cpu")
+    if training is not None and given:
+        raise InputError("Give budget, seed and device either in 'training' or on their own.")
+    return training or TrainingConfig(
+        max_minutes=max_minutes, max_epochs=max_epochs, seed=seed, accelerator=device
+    )
+
+
+def _set_aside(events: Events, seed: int) -> tuple[Events, Events]:
+    """Splits off a tenth for validation, by mass point where there are enough of them."""
+    by_mass = events.masses is not None and len(torch.unique(events.masses, dim=0)) >= 20
+    train_events, validation = events.split(
+        by="masses" if by_mass else "events", fractions=(0.9, 0.1), seed=seed
+    )
+    return train_events, validation
+
+
+def _metrics(events: Events) -> dict[str, Metric]:
+    """Builds the efficiencies to watch, of the masses that vary among the events."""
+    if events.masses is None:
+        return {}
+    varying = (events.masses.amax(0) - events.masses.amin(0) > 1.0).tolist()
+    return {
+        f"{name} within {_METRIC_WINDOW:.0f} GeV": _efficiency_metric(name)
+        for name, varies in zip(events.card.mass_names, varying, strict=True)
+        if varies and name in events.card.targets
+    }
+
+
+def _efficiency_metric(mass: str) -> Metric:
+    def metric(model: MassModel, events: Events) -> float:
+        posterior = reconstruct(model, events, n_samples=_METRIC_DRAWS, steps=_METRIC_STEPS)
+        table = efficiency(posterior, windows=(_METRIC_WINDOW,), estimators=("window",))
+        found: dict[str, Any] = table.to_dict()["efficiency"][mass]["window"]
+        return found[f"{_METRIC_WINDOW:.0f}"]["value"]
+
+    return metric

@@ -1,0 +1,351 @@
+"""Posterior: what a model says about each event, as draws of the parton-level targets.
+
+Draws have shape ``(S, N, T)``: S draws for N events of the T targets in ``card.target_names``,
+which are (px, py, pz, m) of each reconstructed particle. The masses are M of these columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from massrecon.errors import InputError, ShapeError, StoreError, unknown_name
+from massrecon.events.card import ProcessCard, load_card
+from massrecon.inference import estimators
+from massrecon.provenance import replacing_folder, versions, write_json
+
+if TYPE_CHECKING:
+    from massrecon.events.container import Events
+    from massrecon.models.base import MassModel
+
+Index = int | slice | Tensor | np.ndarray | Sequence[int]
+"""What selects events: an integer keeps a posterior of one event."""
+
+_FORMAT = "massrecon-posterior-1"
+_TENSORS = "posterior.safetensors"
+_DESCRIPTION = "posterior.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Draws of the targets for N events, with the truth where it is known.
+
+    Attributes:
+        samples: Draws of the targets [GeV], float64, shape ``(S, N, T)``.
+        card: The process card that names the T targets and M masses.
+        truth: True targets [GeV], shape ``(N, T)``; None for data.
+        masses: True mass parameters [GeV], shape ``(N, M)``; None for data.
+        weight: Event weights, shape ``(N,)``; None if all are one.
+        provenance: Where the draws come from: model, sampler, seed, events, versions.
+
+    Raises:
+        ShapeError: If a tensor does not have its shape.
+        InputError: If a value is not finite, or the weights do not add up to a positive number.
+    """
+
+    samples: Tensor
+    card: ProcessCard
+    truth: Tensor | None = None
+    masses: Tensor | None = None
+    weight: Tensor | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        targets = len(self.card.target_names)
+        shape = tuple(self.samples.shape)
+        if len(shape) != 3 or shape[0] == 0 or shape[2] != targets:
+            raise ShapeError(
+                f"'samples' should have shape (draws, events, {targets}) for the targets of "
+                f"'{self.card.name}', got {shape}."
+            )
+        expected = {
+            "samples": shape,
+            "truth": (shape[1], targets),
+            "masses": (shape[1], len(self.card.mass_names)),
+            "weight": (shape[1],),
+        }
+        for name, tensor in self._tensors().items():
+            _check(name, tensor, expected[name])
+        if self.weight is not None and len(self) and not self.weight.sum() > 0:
+            raise InputError("The weights should add up to a positive number.")
+
+    def __len__(self) -> int:
+        return self.samples.shape[1]
+
+    def __repr__(self) -> str:
+        truth = "without" if self.truth is None and self.masses is None else "with"
+        return (
+            f"Posterior({self.card.name}, {len(self)} events, {self.n_draws} draws, {truth} truth)"
+        )
+
+    def __getitem__(self, index: Index) -> Posterior:
+        """Selects events by integer, slice, boolean mask or list of positions."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"Event {index} is out of range: there are {len(self)} events.")
+            index = [index]
+        rows = index if isinstance(index, slice | Tensor) else torch.as_tensor(np.asarray(index))
+        if isinstance(rows, Tensor) and rows.numel() == 0:
+            rows = rows.to(torch.long)
+        selected = {
+            name: tensor[:, rows] if name == "samples" else tensor[rows]
+            for name, tensor in self._tensors().items()
+        }
+        return Posterior(card=self.card, provenance=self.provenance, **selected)
+
+    @property
+    def n_draws(self) -> int:
+        """Number S of draws for each event."""
+        return self.samples.shape[0]
+
+    @property
+    def mass_names(self) -> tuple[str, ...]:
+        """Names of the M masses."""
+        return tuple(self.card.mass_names)
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the T targets, such as ``chi20_px``."""
+        return tuple(self.card.target_names)
+
+    @property
+    def weights(self) -> Tensor:
+        """Event weights, ones if there are none, float64, shape ``(N,)``."""
+        if self.weight is None:
+            return torch.ones(len(self), dtype=torch.float64, device=self.samples.device)
+        return self.weight.to(torch.float64)
+
+    def target(self, name: str) -> Tensor:
+        """Returns the draws of one target [GeV], shape ``(S, N)``, without copying them."""
+        return self.samples[..., self._target_index(name)]
+
+    def true_target(self, name: str) -> Tensor:
+        """Returns the truth of one target [GeV], shape ``(N,)``.
+
+        Raises:
+            InputError: If there is no truth, or the name is unknown.
+        """
+        column = self._target_index(name)
+        if self.truth is None:
+            raise _no_truth()
+        return self.truth[:, column]
+
+    def mass_samples(self, mass: str | None = None) -> Tensor:
+        """Returns the draws of all masses, shape ``(S, N, M)``, or of one, ``(S, N)`` [GeV]."""
+        if mass is not None:
+            return self.target(f"{self.mass_names[self.mass_index(mass)]}_m")
+        columns = [self._target_index(f"{name}_m") for name in self.mass_names]
+        return self.samples[..., columns]
+
+    def true_masses(self) -> Tensor:
+        """Returns the true masses [GeV], shape ``(N, M)``.
+
+        These are the mass parameters, or the masses of the true particles where the parameters
+        are not kept.
+
+        Raises:
+            InputError: If there is no truth.
+        """
+        if self.masses is not None:
+            return self.masses
+        if self.truth is None:
+            raise _no_truth()
+        return self.truth[:, [self._target_index(f"{name}_m") for name in self.mass_names]]
+
+    def truth_varies(self, mass: str) -> bool:
+        """Tells whether a true mass differs among the events, by more than a millionth.
+
+        Raises:
+            InputError: If there is no truth, or the name is unknown.
+        """
+        true = self.true_masses()[:, self.mass_index(mass)]
+        return len(true) > 0 and bool(true.max() - true.min() > 1e-6 * true.max().abs())
+
+    def mass_index(self, mass: str) -> int:
+        """Returns the position of a mass.
+
+        Raises:
+            InputError: If the name is unknown; the choices are listed.
+        """
+        if mass not in self.mass_names:
+            raise unknown_name("mass", mass, self.mass_names)
+        return self.mass_names.index(mass)
+
+    def estimate(self, estimator: str = "window", width: float = 30.0) -> Tensor:
+        """Estimates the masses of each event.
+
+        Args:
+            estimator: One of ``draw``, ``mean``, ``median``, ``window``; see
+                `massrecon.inference.estimators`.
+            width: Half-width of the window [GeV], for ``window`` only.
+
+        Returns:
+            Estimates [GeV], shape ``(N, M)``.
+
+        Raises:
+            InputError: If the estimator is unknown.
+        """
+        return estimators.estimate(self.mass_samples(), estimator, width)
+
+    def interval(
+        self, level: float = 0.68, kind: Literal["central", "shortest"] = "central"
+    ) -> Tensor:
+        """Computes an interval of each mass that holds the truth with probability `level`.
+
+        Returns:
+            Lower and upper ends [GeV], shape ``(N, M, 2)``.
+        """
+        return estimators.interval(self.mass_samples(), level, kind)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the posterior to a folder, whole or not at all; read it with `load`."""
+        with replacing_folder(path) as folder:
+            tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
+            save_file(tensors, folder / _TENSORS)
+            description = {
+                "format": _FORMAT,
+                "sha256": _digest(folder / _TENSORS),
+                "n_draws": self.n_draws,
+                "n_events": len(self),
+                "target_names": list(self.target_names),
+                "card": self.card.to_dict(),
+                "provenance": dict(self.provenance),
+            }
+            write_json(folder / _DESCRIPTION, description)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Posterior:
+        """Reads a posterior that `save` wrote.
+
+        Raises:
+            StoreError: If the folder is missing, foreign or damaged.
+        """
+        folder = Path(path)
+        description = _read_description(folder)
+        try:
+            if _digest(folder / _TENSORS) != description["sha256"]:
+                raise StoreError(
+                    f"'{folder / _TENSORS}' is damaged: its checksum differs from the one in "
+                    f"{_DESCRIPTION}. Reconstruct the events again."
+                )
+            tensors = load_file(folder / _TENSORS)
+            return cls(
+                card=load_card(description["card"]),
+                provenance=description["provenance"],
+                **tensors,
+            )
+        except (OSError, KeyError, TypeError, SafetensorError, InputError) as error:
+            raise StoreError(f"'{folder}' does not hold a whole posterior: {error}") from error
+
+    def _target_index(self, name: str) -> int:
+        if name not in self.target_names:
+            raise unknown_name("target", name, self.target_names)
+        return self.target_names.index(name)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {
+            "samples": self.samples,
+            "truth": self.truth,
+            "masses": self.masses,
+            "weight": self.weight,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def reconstruct(
+    model: MassModel,
+    events: Events,
+    n_samples: int = 64,
+    steps: int | None = None,
+    solver: Literal["ddim", "ancestral"] = "ddim",
+    seed: int = 0,
+) -> Posterior:
+    """Reconstructs the targets of each event: draws from the posterior of a trained model.
+
+    Args:
+        model: A trained model.
+        events: Events of the model's card, simulated or real.
+        n_samples: Number S of draws for each event.
+        steps: Steps of the sampler; None for the model's own default.
+        solver: Sampler of the model, ``ddim`` or ``ancestral``.
+        seed: Seed of the draws.
+
+    Returns:
+        The posterior; with the truth where the events carry it.
+
+    Raises:
+        InputError: If there are no events, `n_samples` is not positive, or the events belong to a
+            card with other targets.
+    """
+    if len(events) == 0:
+        raise InputError("There are no events to reconstruct.")
+    if n_samples < 1:
+        raise InputError(f"'n_samples' should be at least 1, got {n_samples}.")
+    if tuple(events.card.target_names) != tuple(model.target_names):
+        raise InputError(
+            f"The model reconstructs {', '.join(model.target_names)}, but the events of "
+            f"'{events.card.name}' have {', '.join(events.card.target_names)}: use a model "
+            f"trained on this card."
+        )
+    samples = model.sample(events, n_samples, steps=steps, solver=solver, seed=seed)
+    return Posterior(
+        samples=samples.cpu(),
+        card=events.card,
+        truth=None if events.partons is None else events.targets().cpu(),
+        masses=None if events.masses is None else events.masses.cpu(),
+        weight=events.weight.cpu(),
+        provenance={
+            "model": model.name,
+            "n_samples": n_samples,
+            "steps": steps,
+            "solver": solver,
+            "seed": seed,
+            "events": dict(events.provenance),
+            "versions": versions("torch"),
+        },
+    )
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ShapeError(f"'{name}' should have shape {shape}, got {tuple(tensor.shape)}.")
+    if bool(tensor.isfinite().all()):
+        return
+    axis = 1 if name == "samples" else 0
+    bad = ~tensor.isfinite().movedim(axis, 0).reshape(shape[axis], -1).all(1)
+    raise InputError(
+        f"'{name}' is not finite in {int(bad.sum())} of {shape[axis]} events, first in event "
+        f"{int(bad.nonzero()[0])}: remove these events, or train the model again."
+    )
+
+
+def _no_truth() -> InputError:
+    return InputError("This posterior carries no truth: reconstruct simulated events to have it.")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / _DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(f"'{folder}' is not a posterior: it has no {_DESCRIPTION}.") from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"'{path}' cannot be read: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise StoreError(f"'{path}' does not describe a posterior of this version of massrecon.")
+    return description
