@@ -1,0 +1,1 @@
+"""Runs: the notebooks executed headless, the demonstration, and its report."""
