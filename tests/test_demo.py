@@ -66,9 +66,7 @@ def test_the_posterior_is_that_of_the_saved_model(results: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_executed_notebooks_are_small_and_show_their_figures(
-    results: Path, stage: str
-) -> None:
+def test_the_executed_notebooks_are_small_and_show_their_figures(results: Path, stage: str) -> None:
     executed = next((results / stage).glob("*.ipynb"))
     cells = nbformat.read(executed, as_version=4).cells
     figures = [

@@ -118,6 +118,11 @@ class EfficiencyTable:
             _find("window", f"{window:g}", [f"{w:g}" for w in self.windows]),
         )
 
+    def is_trivial(self, mass: str) -> bool:
+        """Tells whether a mass has one true value, which every estimate finds in all windows."""
+        i = _find("mass", mass, self.mass_names)
+        return len(self.points[mass].points) == 1 and bool((self.overall.value[i] == 1).all())
+
     def __str__(self) -> str:
         """Formats a table in percent, one block for each mass."""
         size = f"{self.n_events:,} events"
@@ -125,6 +130,9 @@ class EfficiencyTable:
             size += f" (weighted: equivalent to {self.n_effective:,.0f})"
         lines = [f"Efficiency [%]: |estimate − true mass| < window; {size}"]
         for i, mass in enumerate(self.mass_names):
+            if self.is_trivial(mass):
+                lines += ["", f"m({mass}) is the same in all events, and found in all of them."]
+                continue
             heads = "".join(f"{f'{w:g} GeV':>14}" for w in self.windows)
             lines += ["", f"{f'm({mass})':<24}{heads}"]
             lines += [_row(label, *numbers) for label, *numbers in self._rows(i)]

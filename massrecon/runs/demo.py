@@ -18,6 +18,7 @@ from massrecon.provenance import write_json
 from massrecon.runs.notebooks import finished_run, forget_run, run_notebook
 from massrecon.runs.report import Section, write_report
 from massrecon.visual import figures
+from massrecon.visual.template import plain
 
 STAGES = ("simulate", "train", "reconstruct")
 
@@ -120,6 +121,7 @@ def _summarise(records: Mapping[str, dict[str, Any]], seed: int) -> dict[str, An
     simulated, trained, reconstructed = (records[stage]["summary"] for stage in STAGES)
     return {
         "process": simulated["process"],
+        "card": simulated["card"],
         "model": trained["model"],
         "n_train": trained["n_train"],
         "n_test": reconstructed["n_events"],
@@ -136,11 +138,12 @@ def _summarise(records: Mapping[str, dict[str, Any]], seed: int) -> dict[str, An
 def _headline(summary: Mapping[str, Any]) -> str:
     """Says the main result in one sentence, for the mass that varies."""
     mass = _varying(summary)[0]
+    symbol = plain(mr.load_card(summary["card"]).symbol(mass))
     found = summary["efficiency"][mass]["window"]["30"]
     no_skill = summary["no_skill"][mass]["30"]["value"]
     return (
-        f"m({mass}) is found within 30 GeV in {found['value']:.1%} ± {found['error']:.1%} of "
-        f"{summary['n_test']} held-out events; the best constant guess reaches {no_skill:.1%}."
+        f"m({symbol}) is found within 30 GeV in {found['value']:.1%} ± {found['error']:.1%} of "
+        f"{summary['n_test']:,} held-out events; the best constant guess reaches {no_skill:.1%}."
     )
 
 
@@ -160,7 +163,7 @@ def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path
         Section(
             heading="Efficiencies",
             text="Fraction of held-out events whose mass is found within a window of the truth, "
-            "with 68 % errors. 'No skill' is the best constant guess for the same events; "
+            "with 68 % errors. 'No skill' is the best constant guess, chosen on the same events; "
             "'predicted' is the efficiency that the posteriors themselves claim.",
             listing=str(table),
             figures=[figures.efficiency_curve(table, mass=name) for name in varying],
@@ -176,7 +179,7 @@ def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path
         Section(
             heading="Single events, and whether the posteriors are calibrated",
             figures=[
-                figures.event_posteriors(posterior, indices=range(4)),
+                figures.event_posteriors(posterior),
                 figures.self_consistency(table),
             ],
         ),

@@ -69,7 +69,10 @@ def mass_coverage(events: Events, n_bins: int = 20) -> go.Figure:
     else:
         figure = make_subplots(1, 1)
         edges = _edges(columns[0], n_bins)
-        _add_histogram(figure, columns[0], events.weight, edges, 0, 0)
+        points, index = columns[0].unique(return_inverse=True)
+        weight = events.weight.new_zeros(len(points)).index_add_(0, index, events.weight)
+        # events of a mass point come and go together, so it is the points that fluctuate
+        _add_histogram(figure, points, weight, edges, 0, 0)
         figure.update_xaxes(title_text=labels[0])
         figure.update_yaxes(title_text="events per bin", rangemode="tozero")
     points = len(torch.unique(events.masses, dim=0))

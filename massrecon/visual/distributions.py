@@ -25,6 +25,7 @@ from massrecon.visual.template import (
 )
 
 _COLUMNS = 4
+_NATURAL_WIDTH = 1e-4  # a fixed mass still has the narrow width of its particle
 _RATIO_RANGE = (0.5, 1.5)
 
 
@@ -69,7 +70,7 @@ def truth_against_generated(posterior: Posterior, n_bins: int = 24) -> go.Figure
         shares = _shares(truth, samples, posterior.weights, group, n_bins)
         label = f"{target_label(posterior.card, name)} [GeV]"
         _add_generated(figure, i, shares)
-        if truth.max() - truth.min() <= 1e-6 * truth.abs().max():
+        if truth.max() - truth.min() <= _NATURAL_WIDTH * truth.abs().max():
             _add_fixed_truth(figure, i, shares, float(truth[0]), label)
             continue
         _add_truth(figure, i, shares)

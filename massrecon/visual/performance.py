@@ -19,6 +19,7 @@ from massrecon.visual.template import (
     MARKERS,
     finish,
     mass_label,
+    plain,
 )
 
 
@@ -61,14 +62,17 @@ def efficiency_curve(
     )
     figure.update_layout(legend=LEGEND_ABOVE)
     caption = (
-        f"Share of events whose {mass} estimate ({estimator}) is within a window around the truth, "
-        f"with 68 % binomial errors; dotted: the best constant guess. {table.n_events:,} events."
+        f"Share of events whose estimated m({plain(symbols[mass])}) ({estimator}) lies within a "
+        "window around the truth, with 68 % binomial errors; dotted: the best constant guess, "
+        f"chosen on the same events. {table.n_events:,} events."
     )
     return finish(figure, caption, height=480)
 
 
 def self_consistency(table: EfficiencyTable) -> go.Figure:
     """Draws the efficiency that the posterior predicts for itself against the one it attains.
+
+    A mass with one value in all events and draws is left out, unless there is no other.
 
     Args:
         table: Efficiencies of a posterior with at least two draws.
@@ -87,7 +91,8 @@ def self_consistency(table: EfficiencyTable) -> go.Figure:
             line={"color": BLACK, "width": 1.2, "dash": "dash"}, showlegend=column == 1,
         )  # fmt: skip
         figure.add_trace(line, row=1, col=column)
-    for i in range(len(table.mass_names)):
+    shown = [i for i, name in enumerate(table.mass_names) if not table.is_trivial(name)]
+    for i in shown or range(len(table.mass_names)):
         _add_consistency(figure, table, own, i)
     for text, x, y in (("over-confident", 100, 6), ("under-confident", 3, 97)):
         side = "right" if x > 50 else "left"

@@ -14,7 +14,7 @@ from massrecon.errors import InputError
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.resolution import weighted_quantile
 from massrecon.inference.statistics import MassPoints, mass_points
-from massrecon.visual.template import BLACK, LEGEND_ABOVE, VERMILION, finish, mass_label
+from massrecon.visual.template import BLACK, LEGEND_ABOVE, VERMILION, finish, mass_label, plain
 
 _CELLS = 48  # of the density map along each axis
 _WHITE_TO_BLUE = [[0.0, "#FFFFFF"], [0.15, "#D6E6F4"], [0.5, "#6AAED6"], [1.0, "#0B4A8A"]]
@@ -64,8 +64,9 @@ def predicted_against_true(
     figure.update_yaxes(title_text="residual [GeV]", row=2)
     figure.update_layout(legend=LEGEND_ABOVE, margin={"l": 80})
     caption = (
-        f"Estimated {mass} ({estimator}) against its true value for {len(posterior):,} events; "
-        f"points: median and central 68 % of the estimates at each true mass, residuals below."
+        f"Estimated m({plain(posterior.card.symbol(mass))}) ({estimator}) against its true value "
+        f"for {len(posterior):,} events; points: median and central 68 % of the estimates at each "
+        "true mass, residuals below."
     )
     return finish(figure, caption, height=640)
 

@@ -16,21 +16,27 @@ from massrecon.inference.posterior import Posterior
 from massrecon.visual.template import BAND, BLUE, LEGEND_ABOVE, VERMILION, finish, mass_label
 
 _MAX_EVENTS = 12
+_SPREAD = 4
 
 
 def event_posteriors(
-    posterior: Posterior, indices: Sequence[int] = (0, 1, 2, 3), level: float = 0.68
+    posterior: Posterior, indices: Sequence[int] | None = None, level: float = 0.68
 ) -> go.Figure:
     """Draws the mass posteriors of a few events, with their intervals and the truth if known.
 
+    A mass that has one value in all events and draws is left out, unless there is no other.
+
     Args:
         posterior: A posterior.
-        indices: Positions of up to 12 events, one row of panels each.
+        indices: Positions of up to 12 events, one row of panels each; four events spread over the
+            sample if not given.
         level: Probability of the shaded central interval.
 
     Raises:
         InputError: If there is no index or too many, or one is out of range.
     """
+    if indices is None:
+        indices = [len(posterior) * i // _SPREAD for i in range(min(_SPREAD, len(posterior)))]
     indices = [int(i) for i in indices]
     if not 0 < len(indices) <= _MAX_EVENTS:
         raise InputError(f"'indices' should name 1 to {_MAX_EVENTS} events, got {len(indices)}.")
@@ -38,14 +44,15 @@ def event_posteriors(
         if not 0 <= i < len(posterior):
             raise InputError(f"There is no event {i}: the posterior has {len(posterior)} events.")
     chosen = posterior[indices]
-    samples, intervals = chosen.mass_samples(), chosen.interval(level)
     has_truth = chosen.truth is not None or chosen.masses is not None
-    truth = chosen.true_masses() if has_truth else None
-    masses = len(chosen.mass_names)
+    names = [n for n in posterior.mass_names if posterior.varies(n)] or posterior.mass_names
+    masses = [posterior.mass_index(name) for name in names]
+    samples, intervals = chosen.mass_samples()[..., masses], chosen.interval(level)[:, masses]
+    truth = chosen.true_masses()[:, masses] if has_truth else None
     figure = make_subplots(
-        len(indices), masses, shared_xaxes=True, vertical_spacing=0.12 / len(indices)
+        len(indices), len(names), shared_xaxes=True, vertical_spacing=0.12 / len(indices)
     )
-    for column in range(masses):
+    for column, name in enumerate(names):
         grid = _density_grid(samples[..., column], None if truth is None else truth[:, column])
         for row in range(len(indices)):
             density = _kernel_density(samples[:, row, column], grid)
@@ -53,10 +60,8 @@ def event_posteriors(
             if truth is not None:
                 value = float(truth[row, column])
                 _add_truth_line(figure, row, column, value, float(density.max()))
-        symbol = chosen.card.symbol(chosen.mass_names[column])
-        figure.update_xaxes(
-            title_text=f"{mass_label(symbol)} [GeV]", row=len(indices), col=column + 1
-        )
+        label = f"{mass_label(chosen.card.symbol(name))} [GeV]"
+        figure.update_xaxes(title_text=label, row=len(indices), col=column + 1)
     for row, index in enumerate(indices):
         figure.update_yaxes(title_text=f"event {index}", row=row + 1, col=1)
     figure.update_yaxes(showticklabels=False, ticks="", rangemode="tozero", minor_ticks="")

@@ -7,6 +7,8 @@ needs a network connection in JupyterLab.
 
 from __future__ import annotations
 
+import re
+
 import plotly.graph_objects as go
 
 from massrecon.events.card import ProcessCard
@@ -78,9 +80,23 @@ _COMPONENTS = {
 }
 
 
+_UNICODE_DIGITS = {
+    "sub": str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"),
+    "sup": str.maketrans("0123456789+-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"),
+}
+
+
 def finish(figure: go.Figure, caption: str, height: int) -> go.Figure:
     """Applies the house style and keeps a one-line caption in ``layout.meta["caption"]``."""
     return figure.update_layout(template=TEMPLATE, height=height, meta={"caption": caption})
+
+
+def plain(symbol: str) -> str:
+    """Writes an HTML symbol in Unicode alone, for captions and text: ``χ̃₁⁰``."""
+    text = symbol
+    for tag, digits in _UNICODE_DIGITS.items():
+        text = re.sub(f"<{tag}>(.*?)</{tag}>", lambda m, d=digits: m[1].translate(d), text)
+    return text
 
 
 def mass_label(symbol: str) -> str:
