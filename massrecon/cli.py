@@ -62,6 +62,9 @@ def simulate(
     workers: Annotated[
         int | None, typer.Option(help="Worker processes; one for each core if not given.")
     ] = None,
+    multiparton: Annotated[
+        bool, typer.Option("--multiparton", help="Simulate multiparton interactions: slower.")
+    ] = False,
 ) -> None:
     """Simulate collisions: generator, detector, selection, event store."""
     from massrecon.events.generator import simulate as simulate_events
@@ -73,6 +76,7 @@ def simulate(
         seed=seed,
         workers=workers,
         out=out,
+        settings={"multiparton": True} if multiparton else None,
     )
     made = sample.provenance.get("n_generated")
     typer.echo(f"{len(sample)} selected events of {made} generated ones are in {out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,18 @@ def test_a_lock_keeps_others_out_until_it_is_given_back(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_unphysical_values_are_reported_with_file_count_and_first_event(
+    events: Events, tmp_path: Path
+) -> None:
+    p4 = events.p4.clone()
+    p4[[20, 90], 0, 3] *= -1
+    save_events(replace(events, p4=p4), tmp_path / "bad")
+    with pytest.raises(StoreError, match=r"bad'.*In 2 of 250 .* is negative, first in event 20"):
+        load_events(tmp_path / "bad")
+
+
+def test_an_empty_sample_comes_back_empty(events: Events, tmp_path: Path) -> None:
+    save_events(events[:0], tmp_path / "none")
+    assert len(load_events(tmp_path / "none")) == 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from massrecon.errors import CardError, StoreError
+from massrecon.errors import CardError, InputError, StoreError
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.columns import Arrays, from_columns, to_columns
 from massrecon.provenance import replacing_folder, write_json
@@ -99,7 +99,7 @@ def load_events(path: str | Path) -> Events:
     path = Path(path)
     if path.is_file() and path.suffix == ".parquet":
         arrays, card = _read_part(path)
-        return _to_events(Events, card, [arrays], {"file": str(path)})
+        return _to_events(Events, card, [arrays], {"file": str(path)}, path)
     manifest = read_manifest(path)
     card = _card_of(manifest["card"], path / MANIFEST)
     parts, missing = [], manifest["n_events"]
@@ -112,7 +112,8 @@ def load_events(path: str | Path) -> Events:
             f"'{path}' holds {manifest['n_events'] - missing} of {manifest['n_events']} events, "
             "because the simulation was interrupted: run the same simulation again to finish it."
         )
-    return _to_events(Events, card, parts, manifest["provenance"])[: manifest["n_events"]]
+    events = _to_events(Events, card, parts, manifest["provenance"], path)
+    return events[: manifest["n_events"]]
 
 
 def save_events(events: Events, path: str | Path) -> None:
@@ -273,7 +274,11 @@ def _to_events(
     card: ProcessCard,
     parts: list[Arrays],
     provenance: Mapping[str, Any],
+    path: Path,
 ) -> Events:
     names = [name for name in parts[0] if name != "block"]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    return container.from_arrays(card, arrays, provenance).validate()
+    try:
+        return container.from_arrays(card, arrays, provenance).validate()
+    except InputError as error:
+        raise StoreError(f"'{path}': {error}") from error

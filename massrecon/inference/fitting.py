@@ -58,10 +58,12 @@ def fit(
         The trained model; ``model.metadata`` holds history, seed and data fingerprint.
 
     Raises:
-        InputError: If a name is unknown, there is no budget, or the events carry no truth.
+        InputError: If a name is unknown, there is no budget, or the events carry no truth or
+            values that are not physical.
         ModelError: If `out` holds something else, or the training cannot go on.
     """
     recipe = _recipe(training, max_minutes, max_epochs, seed, device)
+    events.validate()
     if validation is None:
         events, validation = _set_aside(events, recipe.seed)
     fitted = create_model(model, events.card, preset, seed=recipe.seed)

@@ -290,8 +290,8 @@ def reconstruct(
         The posterior; with the truth where the events carry it.
 
     Raises:
-        InputError: If there are no events, `n_samples` is not positive, or the events belong to a
-            card with other targets.
+        InputError: If there are no events, a value in them is not physical, `n_samples` is not
+            positive, or the events belong to a card with other targets.
     """
     if len(events) == 0:
         raise InputError("There are no events to reconstruct.")
@@ -303,6 +303,7 @@ def reconstruct(
             f"'{events.card.name}' have {', '.join(events.card.target_names)}: use a model "
             f"trained on this card."
         )
+    events.validate()
     samples = model.sample(events, n_samples, steps=steps, solver=solver, seed=seed)
     return Posterior(
         samples=samples.cpu(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -173,6 +174,8 @@ def run_notebook(
     path, out = find_notebook(notebook), Path(out).resolve()
     checked = check_parameters(path, {**parameters, "out": str(out)})
     papermill = require_extra("papermill", extra="jupyter")
+    # its own reading of the parameters, less able than ours, would only warn
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     out.mkdir(parents=True, exist_ok=True)
     executed, summary = out / path.name, out / "summary.json"
     for stale in (summary, out / _RECORD):  # a failed run must not leave an older run's numbers
