@@ -26,7 +26,7 @@ from massrecon.models import MassModel, create_model
 from massrecon.models import training as training_module
 from massrecon.models.batches import Batches
 from massrecon.models.checkpoint import TrainingState
-from massrecon.models.recipe import learning_rate, round_ends
+from massrecon.models.recipe import Plan, learning_rate
 from massrecon.models.training import TrainingConfig, TrainingHistory, train
 
 ToyEvents = Callable[..., Events]
@@ -87,7 +87,7 @@ def test_history_records_every_round(
     reference: tuple[dict[str, Tensor], TrainingHistory],
 ) -> None:
     history = reference[1]
-    assert [r["step"] for r in history.records] == [1, 6, 12, 18, 24] == round_ends(24, 4)
+    assert [r["step"] for r in history.records] == [1, 6, 12, 18, 24]
     assert history.records[1]["epoch"] == pytest.approx(6 / (200 // 32), abs=1e-3)
     assert history.total_steps == 24
     seconds = [r["seconds"] for r in history.records]
@@ -330,19 +330,51 @@ def test_unknown_accelerator(card: ProcessCard, sample: tuple[Events, Events]) -
 
 def test_learning_rate_warms_up_and_falls() -> None:
     settings = config(learning_rate=1.0, warm_up=0.1)
-    rates = [learning_rate(step, 100, settings) for step in range(100)]
-    assert rates[0] < 0.1
+    rates = [learning_rate(k / 100, settings) for k in range(101)]
+    assert rates[0] == 0
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert all(b > a for a, b in itertools.pairwise(rates[:11]))
     assert all(b < a for a, b in itertools.pairwise(rates[10:]))
-    assert rates[-1] < 1e-3
+    assert rates[-1] == pytest.approx(0.0)
+
+
+def ends_of(plan: Plan, rounds: int, step: int = 0) -> list[int]:
+    ends = [step]
+    while ends[-1] < plan.total_steps:
+        ends.append(plan.next_round_end(ends[-1], rounds))
+    return ends[1:]
 
 
 def test_rounds_end_early_once_and_then_evenly() -> None:
-    ends = round_ends(1000, 10)
-    assert ends[0] == 30
-    assert ends[1:] == list(range(100, 1001, 100))
-    assert round_ends(1, 20) == [1]
+    assert ends_of(Plan(total_steps=1000), 10) == [30, *range(100, 1001, 100)]
+    assert ends_of(Plan(total_steps=1), 20) == [1]
+
+
+def test_a_plan_made_anew_goes_on_where_the_old_one_was() -> None:
+    old = Plan(total_steps=100)
+    new = old.remade(step=50, steps_left=500)
+    assert new.progress(50) == old.progress(50) == 0.5
+    assert new.progress(300) == pytest.approx(0.75)
+    assert new.progress(550) == 1
+    assert ends_of(new, 10, step=50) == [150, 250, 350, 450, 550]
+    assert [plan.rounds_left(50, 10) for plan in (old, new)] == [5, 5]
+    assert new.rounds_left(449, 10) == 2
+    assert new.rounds_left(450, 10) == 1
+
+
+@pytest.mark.parametrize("guess", [2, 3_000])
+def test_a_wrong_guess_of_the_speed_is_corrected(
+    card: ProcessCard,
+    sample: tuple[Events, Events],
+    monkeypatch: pytest.MonkeyPatch,
+    guess: int,
+) -> None:
+    monkeypatch.setattr(training_module, "_steps_in_time", lambda *_: guess)
+    start = time.monotonic()
+    _, history = run(card, sample, config(max_steps=None, max_minutes=0.1, rounds=8))
+    assert 2 < time.monotonic() - start < 30
+    assert 20 < history.total_steps < 20_000
+    assert history.records[-1]["step"] == history.total_steps
 
 
 def test_half_precision_trains_and_gives_float32_weights(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from massrecon.models.base import Prepared
 from massrecon.models.checkpoint import TrainingState
-from massrecon.models.recipe import TrainingConfig, round_ends
+from massrecon.models.recipe import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Batches:
         return max(1, length_of(self.data) // self.config.batch_size)
 
     def __iter__(self) -> Iterator[tuple[int, Prepared]]:
-        ends = round_ends(self.state.total_steps, self.config.rounds)
-        end = next((end for end in ends if end > self.state.step), self.state.step)
-        return (self.batch(step) for step in range(self.state.step, end))
+        step = self.state.step
+        end = self.state.plan.next_round_end(step, self.config.rounds)
+        return (self.batch(number) for number in range(step, end))
 
     def batch(self, step: int) -> tuple[int, Prepared]:
         """Gathers the batch of a step."""

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from massrecon.errors import ModelError
 from massrecon.models.base import MassModel, Prepared
+from massrecon.models.recipe import Plan
 
 CHECKPOINT_FILE = "training.ckpt"
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where a training stands; everything but the identity and the plan changes as it goes on."""
+    """Where a training stands; everything but the identity changes as it goes on."""
 
     identity: str
-    total_steps: int = 0
+    plan: Plan = field(default_factory=lambda: Plan(total_steps=0))
     step: int = 0
     seconds: float = 0.0
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -40,7 +41,7 @@ class TrainingState:
     def save(self, folder: Path) -> None:
         """Writes the checkpoint: tensors, numbers and text, nothing that needs unpickling."""
         buffer = io.BytesIO()
-        torch.save(vars(self), buffer)
+        torch.save(vars(self) | {"plan": dataclasses.asdict(self.plan)}, buffer)
         _write_atomically(folder / CHECKPOINT_FILE, buffer.getvalue())
 
     @classmethod
@@ -54,7 +55,8 @@ class TrainingState:
         if path is None or not path.exists():
             return None
         try:
-            state = cls(**torch.load(path, map_location="cpu", weights_only=True))
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            state = cls(**stored | {"plan": Plan(**stored["plan"])})
         except Exception as error:
             raise ModelError(
                 f"'{path}' is not a readable checkpoint: delete it to start over."

@@ -13,6 +13,7 @@ from massrecon.provenance import write_json
 
 # share of the steps after which the first validation comes
 _EARLY = 0.03
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class TrainingConfig:
     rotations about the beam and flips of pz, which are exact symmetries of the collisions.
 
     Attributes:
-        max_minutes: Wall-clock budget [min], turned into a number of steps by timing a few.
+        max_minutes: Wall-clock budget [min], turned into a number of steps by timing a few, and
+            corrected between rounds when the machine turns out faster or slower.
         max_epochs: Budget in passes over the training events.
         max_steps: Budget in optimiser steps.
         batch_size: Events per step.
@@ -85,7 +87,7 @@ class TrainingHistory:
         records: One dictionary per validation: ``step``, ``epoch``, ``seconds`` of wall time,
             ``train_loss`` (mean since the last record), ``validation_loss``, ``learning_rate``
             and ``metrics`` by name.
-        total_steps: Number of steps that the training was planned for.
+        total_steps: Number of steps of the plan that was in force at the end.
         best_step: Step whose averaged weights are the final ones.
         seed: Seed of the training.
         data_fingerprint: Checksum of the prepared training events.
@@ -113,16 +115,49 @@ class TrainingHistory:
         write_json(path, self.to_dict())
 
 
-def learning_rate(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Returns the rate of a step: a linear warm-up, then a half cosine that ends near 0."""
-    warm_up = config.warm_up * total_steps
-    if step < warm_up:
-        return config.learning_rate * (step + 1) / (warm_up + 1)
-    progress = (step - warm_up) / max(total_steps - warm_up, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the progress of a training, from 0 to 1, follows from the number of finished steps.
+
+    Attributes:
+        total_steps: Step at which the progress is 1.
+        from_step: Step from which on the plan holds; it was made, or made anew, there.
+        from_progress: Progress at that step.
+    """
+
+    total_steps: int
+    from_step: int = 0
+    from_progress: float = 0.0
+
+    def progress(self, step: float) -> float:
+        """Returns the progress after a number of steps."""
+        share = (step - self.from_step) / max(self.total_steps - self.from_step, 1)
+        return self.from_progress + share * (1 - self.from_progress)
+
+    def next_round_end(self, step: int, rounds: int) -> int:
+        """Returns after which step the round that follows `step` ends, the first one early."""
+        marks = [_EARLY, *(k / rounds for k in range(1, rounds + 1))]
+        ends = [self._step_at(mark) for mark in marks if mark > self.from_progress]
+        return next((end for end in ends if end > step), self.total_steps)
+
+    def rounds_left(self, step: int, rounds: int) -> int:
+        """Returns how many rounds are still to come after a step."""
+        return rounds - math.floor(rounds * self.progress(step) + 1e-9)
+
+    def remade(self, step: int, steps_left: int) -> Plan:
+        """Returns the plan that goes on from a step and ends `steps_left` steps later."""
+        return Plan(
+            total_steps=step + steps_left, from_step=step, from_progress=self.progress(step)
+        )
+
+    def _step_at(self, progress: float) -> int:
+        share = (progress - self.from_progress) / (1 - self.from_progress)
+        return self.from_step + math.ceil(share * (self.total_steps - self.from_step) - _ROUNDING)
 
 
-def round_ends(total_steps: int, rounds: int) -> list[int]:
-    """Returns the numbers of finished steps at which a round ends, the first one early."""
-    even = {math.ceil(total_steps * k / rounds) for k in range(1, rounds + 1)}
-    return sorted(even | {math.ceil(_EARLY * total_steps)})
+def learning_rate(progress: float, config: TrainingConfig) -> float:
+    """Returns the rate at a progress: a linear warm-up, then a half cosine down to 0."""
+    if progress < config.warm_up:
+        return config.learning_rate * progress / config.warm_up
+    share = (progress - config.warm_up) / max(1 - config.warm_up, _ROUNDING)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

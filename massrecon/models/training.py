@@ -35,11 +35,7 @@ from massrecon.events.container import Events
 from massrecon.models.base import MassModel, Prepared
 from massrecon.models.batches import Batches, Chunks, length_of, numbered_generator
 from massrecon.models.checkpoint import TrainingState, fingerprint_of, identity_of
-from massrecon.models.recipe import (
-    TrainingConfig,
-    TrainingHistory,
-    learning_rate,
-)
+from massrecon.models.recipe import Plan, TrainingConfig, TrainingHistory, learning_rate
 
 __all__ = ["Metric", "TrainingConfig", "TrainingHistory", "train"]
 
@@ -50,6 +46,8 @@ Metric = Callable[[MassModel, Events], float]
 
 # share of a wall-clock budget that is left for what the trial steps do not see
 _RESERVE = 0.05
+# misfit of the plan, as a share of the budget, at which it is made anew
+_MISFIT = 0.03
 
 
 def train(
@@ -86,8 +84,8 @@ def train(
     examined = validation_events[:: math.ceil(len(validation_events) / config.metric_events)]
     check = _Check(Chunks(validation, 2 * config.batch_size), examined, metrics or {})
     task, batches = _Task(model.train(), config), Batches(data, config, state)
-    if state.total_steps == 0:
-        state.total_steps = _plan_steps(task, batches, check)
+    if state.plan.total_steps == 0:
+        state.plan = Plan(total_steps=_plan_steps(task, batches, check))
     if not state.finished:
         with _quiet_lightning():
             _run(task, batches, check, folder, progress)
@@ -95,7 +93,7 @@ def train(
     model.cpu().eval()
     history = TrainingHistory(
         records=state.records,
-        total_steps=state.total_steps,
+        total_steps=state.plan.total_steps,
         best_step=state.best_step,
         seed=config.seed,
         data_fingerprint=fingerprint,
@@ -177,6 +175,8 @@ class _Rounds(pl.Callback):
         self.batches, self.state, self.config = batches, batches.state, batches.config
         self.check, self.averaging, self.folder, self.bar = check, averaging, folder, bar
         self.started = time.monotonic() - self.state.seconds
+        self.round_started = self.trained_until = self.started
+        self.round_first_step = self.state.step
         self.train_losses: list[Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -192,8 +192,16 @@ class _Rounds(pl.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = self._rate(batch[0])
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock of the round."""
+        self.round_started, self.round_first_step = time.monotonic(), self.state.step
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reads the clock when the steps of the round are done."""
+        self.trained_until = time.monotonic()
+
     def _rate(self, step: int) -> float:
-        return learning_rate(step, self.state.total_steps, self.config)
+        return learning_rate(self.state.plan.progress(step + 0.5), self.config)
 
     def on_train_batch_end(
         self,
@@ -247,10 +255,28 @@ class _Rounds(pl.Callback):
         """Saves the checkpoint and stops if the plan is done or patience is at its end."""
         state, patience = self.state, self.config.patience
         out_of_patience = patience is not None and state.rounds_since_best >= patience
-        state.finished = out_of_patience or state.step >= state.total_steps
+        state.finished = out_of_patience or state.step >= state.plan.total_steps
+        if not state.finished:
+            self._keep_to_the_time()
         if self.folder is not None:
             self._save(trainer, pl_module, self.folder)
         trainer.should_stop = state.finished
+
+    def _keep_to_the_time(self) -> None:
+        """Makes the plan anew if it would miss the wall-clock budget by more than a little."""
+        state, config = self.state, self.config
+        if config.max_minutes is None:
+            return
+        budget = (1 - _RESERVE) * 60 * config.max_minutes
+        now = time.monotonic()
+        per_step = (self.trained_until - self.round_started) / (state.step - self.round_first_step)
+        checks = state.plan.rounds_left(state.step, config.rounds) * (now - self.trained_until)
+        left = budget - (now - self.started) - checks
+        planned = (state.plan.total_steps - state.step) * per_step
+        if abs(left - planned) > _MISFIT * budget:
+            steps = min(int(left / per_step), _most_steps(self.batches) - state.step)
+            state.plan = state.plan.remade(state.step, max(1, steps))
+            self.bar.total = state.plan.total_steps
 
     def _save(self, trainer: pl.Trainer, task: pl.LightningModule, folder: Path) -> None:
         loop: dict[str, Any] = {"state_dict": task.state_dict()}
@@ -273,7 +299,7 @@ def _run(
     # a terminal is redrawn often, a log file gets a line now and then
     interval = 0.5 if sys.stderr.isatty() else 15.0
     with tqdm(
-        total=state.total_steps,
+        total=state.plan.total_steps,
         initial=state.step,
         desc="train",
         unit="step",
@@ -308,17 +334,22 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return average
 
 
-def _plan_steps(task: _Task, batches: Batches, check: _Check) -> int:
-    """Turns the budget into a number of steps."""
-    config = task.config
-    limits = []
+def _most_steps(batches: Batches) -> int:
+    """Returns how many steps `max_steps` and `max_epochs` allow."""
+    config = batches.config
+    limits = [sys.maxsize]
     if config.max_steps is not None:
         limits.append(config.max_steps)
     if config.max_epochs is not None:
         limits.append(config.max_epochs * batches.steps_per_epoch)
-    if config.max_minutes is not None:
-        limits.append(_steps_in_time(task, batches, check))
     return min(limits)
+
+
+def _plan_steps(task: _Task, batches: Batches, check: _Check) -> int:
+    """Turns the budget into a number of steps."""
+    if task.config.max_minutes is None:
+        return _most_steps(batches)
+    return min(_most_steps(batches), _steps_in_time(task, batches, check))
 
 
 def _steps_in_time(task: _Task, batches: Batches, check: _Check) -> int:
