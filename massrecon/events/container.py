@@ -23,6 +23,22 @@ from massrecon.events.card import ProcessCard
 Index = int | slice | Tensor | np.ndarray | Sequence[int]
 """What selects events: an integer keeps a sample of one event."""
 
+
+def event_rows(index: Index, n_events: int) -> slice | Tensor:
+    """Turns what selects events into what selects the first axis of a tensor.
+
+    Raises:
+        IndexError: If an integer is out of range.
+    """
+    if isinstance(index, int):
+        if not -n_events <= index < n_events:
+            raise IndexError(f"Event {index} is out of range: there are {n_events} events.")
+        index = [index]
+    rows = index if isinstance(index, slice | Tensor) else torch.as_tensor(np.asarray(index))
+    # an empty list becomes floats, which select nothing
+    return rows.to(torch.long) if isinstance(rows, Tensor) and rows.numel() == 0 else rows
+
+
 # |p| may exceed E by this fraction of E in files that store float32 momenta
 _ENERGY_TOLERANCE = 1e-5
 
@@ -96,13 +112,7 @@ class Events:
 
     def __getitem__(self, index: Index) -> Events:
         """Selects events by integer, slice, boolean mask or list of positions."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"Event {index} is out of range: there are {len(self)} events.")
-            index = [index]
-        rows = index if isinstance(index, slice | Tensor) else torch.as_tensor(np.asarray(index))
-        if isinstance(rows, Tensor) and rows.numel() == 0:
-            rows = rows.to(torch.long)
+        rows = event_rows(index, len(self))
         return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> Events:

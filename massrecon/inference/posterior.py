@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,15 +20,13 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, StoreError, unknown_name
 from massrecon.events.card import ProcessCard, load_card
+from massrecon.events.container import Index, event_rows
 from massrecon.inference import estimators
 from massrecon.provenance import replacing_folder, versions, write_json
 
 if TYPE_CHECKING:
     from massrecon.events.container import Events
     from massrecon.models.base import MassModel
-
-Index = int | slice | Tensor | np.ndarray | Sequence[int]
-"""What selects events: an integer keeps a posterior of one event."""
 
 _RELATIVE_WIDTH = 1e-3
 _FORMAT = "massrecon-posterior-1"
@@ -91,13 +88,7 @@ class Posterior:
 
     def __getitem__(self, index: Index) -> Posterior:
         """Selects events by integer, slice, boolean mask or list of positions."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"Event {index} is out of range: there are {len(self)} events.")
-            index = [index]
-        rows = index if isinstance(index, slice | Tensor) else torch.as_tensor(np.asarray(index))
-        if isinstance(rows, Tensor) and rows.numel() == 0:
-            rows = rows.to(torch.long)
+        rows = event_rows(index, len(self))
         selected = {
             name: tensor[:, rows] if name == "samples" else tensor[rows]
             for name, tensor in self._tensors().items()
