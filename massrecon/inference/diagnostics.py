@@ -5,7 +5,8 @@ posterior of width σ it is erf(w/2σ) for one draw and erf(w/√2σ) for the me
 means nothing without its estimator. It stands beside
 
 - the no-skill line: the best constant guess, the centre of the window of half-width w with the most
-  true masses, which knows the prior but has not looked at the event;
+  true masses, which knows the prior but has not looked at the event. It is chosen and judged on
+  different mass points in turn: on the same ones it would follow their fluctuations;
 - self-consistency: a calibrated posterior predicts its own efficiency, since the mean over events
   of P(|m − c| < w | y) is the fraction with |truth − c| < w for every choice of c. The choice is
   made on one half of the draws and predicted on the other, and the other way round: on the same
@@ -33,6 +34,8 @@ from massrecon.inference.statistics import (
     wilson,
 )
 from massrecon.inference.tables import EfficiencyTable, NoSkill, PointRates, SelfConsistency
+
+_FOLDS = 5
 
 
 def efficiency(
@@ -136,23 +139,41 @@ def _at_points(hits: Tensor, weight: Tensor, points: MassPoints) -> PointRates:
 
 def _no_skill(truth: Tensor, weight: Tensor, widths: Sequence[float]) -> NoSkill:
     """Finds the best constant guess of each mass for each window, shapes ``(M, W)``."""
-    best = [[_best_constant(column, weight, w) for w in widths] for column in truth.T]
-    constant = torch.tensor([[c for c, _ in row] for row in best], dtype=torch.float64)
-    share = torch.tensor([[s for _, s in row] for row in best], dtype=torch.float64)
-    # all events with one true value are right or wrong together
-    sizes = [effective_size(group_sums(weight, clusters(column[:, None]))) for column in truth.T]
-    return NoSkill(constant, wilson(share, torch.stack(sizes)[:, None].cpu()))
+    constants, shares, sizes = [], [], []
+    for column in truth.T:
+        group = clusters(column[:, None])
+        constants.append([_best_constant(column, weight, w) for w in widths])
+        shares.append([_constant_share(column, weight, group, w) for w in widths])
+        # all events with one true value are right or wrong together
+        sizes.append(effective_size(group_sums(weight, group)))
+    share = torch.tensor(shares, dtype=torch.float64)
+    return NoSkill(
+        torch.tensor(constants, dtype=torch.float64),
+        wilson(share, torch.stack(sizes)[:, None].cpu()),
+    )
 
 
-def _best_constant(truth: Tensor, weight: Tensor, width: float) -> tuple[float, float]:
-    """Returns the constant with the most weight within `width`, and that share of the weight."""
+def _constant_share(truth: Tensor, weight: Tensor, group: Tensor, width: float) -> float:
+    """Returns the share of the weight that a constant finds when chosen on other mass points."""
+    order = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(0))
+    folds = min(_FOLDS, len(order))
+    fold = (order % folds).to(group.device)[group]
+    found = 0.0
+    for k in range(folds):
+        here = fold == k
+        others = ~here if folds > 1 else here
+        constant = _best_constant(truth[others], weight[others], width)
+        found += float(weight[here & ((truth - constant).abs() < width)].sum())
+    return found / float(weight.sum())
+
+
+def _best_constant(truth: Tensor, weight: Tensor, width: float) -> float:
+    """Returns the constant with the most weight within `width`."""
     ordered, order = truth.sort()
     cumulative = torch.cat([weight.new_zeros(1), weight[order].cumsum(0)])
     end = torch.searchsorted(ordered, ordered + 2 * width)  # first one too far from the start
-    inside = cumulative[end] - cumulative[:-1]
-    start = int(inside.argmax())
-    constant = (ordered[start] + ordered[int(end[start]) - 1]) / 2
-    return float(constant), float(inside[start] / cumulative[-1])
+    start = int((cumulative[end] - cumulative[:-1]).argmax())
+    return float(ordered[start] + ordered[int(end[start]) - 1]) / 2
 
 
 def _self_consistency(

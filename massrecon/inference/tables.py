@@ -34,8 +34,8 @@ class NoSkill:
     """What the best constant guess attains.
 
     Attributes:
-        constant: The guesses [GeV], shape ``(M, W)``.
-        rates: Their efficiencies, shape ``(M, W)``; optimistic by the choice on the same events.
+        constant: The guesses [GeV] that suit all events best, shape ``(M, W)``.
+        rates: Their efficiencies on mass points that they were not chosen on, shape ``(M, W)``.
     """
 
     constant: Tensor

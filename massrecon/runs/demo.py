@@ -163,8 +163,8 @@ def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path
         Section(
             heading="Efficiencies",
             text="Fraction of held-out events whose mass is found within a window of the truth, "
-            "with 68 % errors. 'No skill' is the best constant guess, chosen on the same events; "
-            "'predicted' is the efficiency that the posteriors themselves claim.",
+            "with 68 % errors. 'No skill' is the best constant guess, made without looking at "
+            "the event; 'predicted' is the efficiency that the posteriors themselves claim.",
             listing=str(table),
             figures=[figures.efficiency_curve(table, mass=name) for name in varying],
         ),

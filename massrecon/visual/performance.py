@@ -63,8 +63,8 @@ def efficiency_curve(
     figure.update_layout(legend=LEGEND_ABOVE)
     caption = (
         f"Share of events whose estimated m({plain(symbols[mass])}) ({estimator}) lies within a "
-        "window around the truth, with 68 % binomial errors; dotted: the best constant guess, "
-        f"chosen on the same events. {table.n_events:,} events."
+        "window around the truth, with 68 % binomial errors; dotted: the best constant guess. "
+        f"{table.n_events:,} events."
     )
     return finish(figure, caption, height=480)
 
