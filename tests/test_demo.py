@@ -104,3 +104,15 @@ def test_stages_after_one_that_is_redone_are_redone(
     (results / "train" / "run.json").unlink()
     run_demo(results, seed=3, plan=PLAN)
     assert capsys.readouterr().out.count("finished earlier, kept") == 1
+
+
+@pytest.mark.slow
+def test_the_full_demonstration_beats_the_constant_and_knows_how_well(tmp_path: Path) -> None:
+    pytest.importorskip("pythia8mc")
+    summary = run_demo(tmp_path, seed=7)
+    assert summary["n_train"] + summary["n_test"] >= 20_000
+    found = summary["efficiency"]["chi10"]["window"]["30"]
+    guess = summary["no_skill"]["chi10"]["30"]
+    assert found["value"] - 4 * (found["error"] ** 2 + guess["error"] ** 2) ** 0.5 > guess["value"]
+    own = summary["self_consistency"]["chi10"]["30"]
+    assert abs(own["predicted"] - own["attained"]) < 0.05
