@@ -35,6 +35,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.user: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): two to three minutes the first time."
 	$(PIP) --editable '.[mc,jupyter]'
 	touch $@
 

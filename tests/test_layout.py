@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "massrecon"
 FLOORS = ["errors", "kinematics", "events", "models", "inference", "visual", "runs", "cli"]
 GROUND = {"errors", "provenance"}
 ROOMS = {
-    "pythia8mc": ("events/generator.py", "events/pythia.py"),
+    "pythia8mc": ("events/pythia.py", "events/generator.py"),  # the latter asks if it is there
     "lightning": ("models/training.py",),
     "papermill": ("runs/",),
     "dask": ("runs/",),
