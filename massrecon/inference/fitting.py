@@ -13,7 +13,7 @@ from massrecon.inference.diagnostics import efficiency
 from massrecon.inference.posterior import reconstruct
 from massrecon.models import create_model
 from massrecon.models.base import MassModel
-from massrecon.models.training import Metric, TrainingConfig, train
+from massrecon.models.training import Metric, TrainingConfig, TrainingHistory, train
 from massrecon.provenance import versions
 
 _METRIC_WINDOW = 30.0
@@ -76,19 +76,23 @@ def fit(
         checkpoint_dir=None if out is None else f"{Path(out)}.training",
         progress=progress,
     )
-    fitted.metadata = {
-        "preset": preset,
-        "seed": recipe.seed,
-        "n_train": len(events),
-        "n_validation": len(validation),
-        "data_fingerprint": history.data_fingerprint,
-        "metrics": {"validation_loss": history.best["validation_loss"], **history.best["metrics"]},
-        "history": history.to_dict(),
-        "trained_with": versions("torch", "lightning"),
-    }
+    origin = {"preset": preset, "n_train": len(events), "n_validation": len(validation)}
+    fitted.metadata = origin | _record(history)
     if out is not None:
         fitted.save(out)
     return fitted.to(device).eval()
+
+
+def _record(history: TrainingHistory) -> dict[str, Any]:
+    """Says how a model was trained, for its ``model.json``."""
+    best = history.best
+    return {
+        "seed": history.seed,
+        "data_fingerprint": history.data_fingerprint,
+        "metrics": {"validation_loss": best["validation_loss"], **best["metrics"]},
+        "history": history.to_dict(),
+        "trained_with": versions("torch", "lightning"),
+    }
 
 
 def _recipe(

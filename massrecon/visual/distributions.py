@@ -191,7 +191,7 @@ def _add_fixed_truth(
     )  # fmt: skip
     _add(figure, upper, column, line)
     figure.update_xaxes(showticklabels=True, title_text=label, row=upper, col=column)
-    _note(figure, panel, f"truth fixed at {value:g} GeV")
+    _note(figure, panel, f"truth fixed at {round(value, 1):g} GeV")
 
 
 def _add_ratio(figure: go.Figure, panel: int, shares: _Shares) -> None:
