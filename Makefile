@@ -36,7 +36,7 @@ $(BIN)/python:
 
 $(VENV)/.user: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): two to three minutes the first time."
-	$(PIP) --editable '.[mc,jupyter]'
+	$(PIP) --editable '.[mc,files,jupyter]'
 	touch $@
 
 # groups need pip 25.1, which a fresh virtual environment may not have

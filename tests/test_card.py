@@ -81,7 +81,11 @@ def test_a_card_of_ones_own_is_loaded_from_its_path(tmp_path: Path) -> None:
         ("beam_energy: 14000.0", "beam_energy: -1", r"'beam_energy': .*greater than 0, got -1"),
         ("kind: photon, count: 2,", "kind: photon, n: 2,", r"'objects.1.n': unknown entry"),
         ("kind: photon, count: 2", "kind: photon, count: 3", r"'pair_mass' chooses a pair"),
-        ("kind: photon", "kind: muon", r"'objects.1.kind': input should be 'lepton', 'photon'"),
+        (
+            "kind: photon",
+            "kind: muon",
+            r"'objects.1.kind': Unknown kind of object 'muon': choose from lepton, photon",
+        ),
         ("kind: photon", "kind: jet", r"'jet' is listed twice|'pair_mass'"),
         ("minimum: 1, maximum: 1", "minimum: 2, maximum: 1", r"'maximum' should be at least"),
         ("default: 600.0", "default: 60.0", r"'range' should be positive, ordered and hold"),

@@ -16,149 +16,31 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, model_validator
 
 from massrecon.errors import CardError, InputError, unknown_name
 from massrecon.events.cardfile import Location, SourceLines, describe_errors, parse_yaml
+from massrecon.events.sections import (
+    DETECTED_KINDS,
+    DetectorSettings,
+    EventCuts,
+    MassParameter,
+    OpenChannel,
+    Particle,
+    PythiaSettings,
+    Section,
+    SlotGroup,
+    refusal,
+)
 from massrecon.kinematics.topology import DecayTopology
 
 COMPONENTS = ("px", "py", "pz", "m")
 """Components of a parton-level target."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Particle(_Frozen):
-    """A particle of the decay.
-
-    Attributes:
-        pdg: PDG identity codes that the name stands for; antiparticles are understood.
-        symbol: Name for figures, in Unicode with ``<sub>`` and ``<sup>``.
-    """
-
-    pdg: tuple[int, ...] = Field(min_length=1)
-    symbol: str
-
-    @field_validator("pdg", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int) else value
-
-
-class MassParameter(_Frozen):
-    """A mass that may be chosen.
-
-    Attributes:
-        sets: PDG codes of the particles that get this mass.
-        default: Value if none is asked for [GeV].
-        range: Lowest and highest value allowed [GeV].
-        tolerance: Largest distance of a generated mass from the one asked for [GeV]; more than
-            the default for particles with a visible width.
-    """
-
-    sets: tuple[int, ...] = Field(min_length=1)
-    default: float = Field(gt=0)
-    range: tuple[float, float]
-    tolerance: float = Field(default=0.1, gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> MassParameter:
-        low, high = self.range
-        if not 0 < low <= self.default <= high:
-            raise _refusal(
-                f"'range' should be positive, ordered and hold the default {self.default:g}, "
-                f"got [{low:g}, {high:g}]",
-                "range",
-            )
-        return self
-
-
-class OpenChannel(_Frozen):
-    """A decay that must be kinematically open: m(parent) - sum of m(daughters) >= minimum_gap.
-
-    Attributes:
-        parent: Name of the mass of the decaying particle.
-        daughters: Names of the masses of its decay products.
-        minimum_gap: Mass of the other decay products and a margin [GeV].
-    """
-
-    parent: str
-    daughters: tuple[str, ...] = Field(min_length=1)
-    minimum_gap: float = Field(ge=0)
-
-
-class PythiaSettings(_Frozen):
-    """How Pythia generates the process.
-
-    Attributes:
-        settings: Pythia settings, ``"Key:name = value"``.
-        spectrum: SLHA spectrum and decay tables with ``$name`` for each mass parameter, or None.
-        cross_section_mass: Mass parameter that the cross-section falls with.
-        tier_step: Width of the tiers of that mass for which Pythia is initialised anew [GeV].
-        multiparton: Whether multiparton interactions are simulated (about three times slower).
-    """
-
-    settings: tuple[str, ...] = Field(min_length=1)
-    spectrum: str | None = None
-    cross_section_mass: str
-    tier_step: float = Field(default=100.0, gt=0)
-    multiparton: bool = False
-
-
-class DetectorSettings(_Frozen):
-    """Options of the detector response.
-
-    Attributes:
-        ptmiss_noise: Extra Gaussian width of each component of ptmiss, for pile-up [GeV].
-    """
-
-    ptmiss_noise: float = Field(default=0.0, ge=0)
-
-
-class SlotGroup(_Frozen):
-    """Reconstructed objects of one kind: how many an event must have and how many are kept.
-
-    Attributes:
-        kind: Kind of the objects.
-        count: Number of slots, filled by falling transverse momentum.
-        pt_min: Lowest transverse momentum [GeV].
-        eta_max: Largest absolute pseudorapidity.
-        minimum: Fewest objects in a selected event.
-        maximum: Most objects in a selected event, or None for no limit.
-        pair_mass: If given, the two kept objects are the pair with the invariant mass nearest to
-            this [GeV].
-    """
-
-    kind: Literal["lepton", "photon", "jet"]
-    count: int = Field(ge=1)
-    pt_min: float = Field(ge=0)
-    eta_max: float = Field(gt=0)
-    minimum: int = Field(default=0, ge=0)
-    maximum: int | None = None
-    pair_mass: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SlotGroup:
-        if self.maximum is not None and self.maximum < max(self.minimum, 1):
-            raise _refusal("'maximum' should be at least 'minimum' and 1", "maximum")
-        if self.pair_mass is not None and self.count != 2:
-            raise _refusal("'pair_mass' chooses a pair: it needs 'count: 2'", "pair_mass")
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the slots: ``lepton`` for one, ``jet1``, ``jet2``, … for several."""
-        if self.count == 1:
-            return (self.kind,)
-        return tuple(f"{self.kind}{i}" for i in range(1, self.count + 1))
-
-
-class ProcessCard(_Frozen):
+class ProcessCard(Section):
     """A process: what collides and decays, what is seen of it, and what is to be learned.
 
     Attributes:
@@ -170,11 +52,12 @@ class ProcessCard(_Frozen):
         beam_energy: Centre-of-mass energy of the proton-proton collisions [GeV].
         decay: The decay chains, in the notation of `DecayTopology`.
         particles: Particles by their name in `decay`.
-        masses: Mass parameters by name.
+        masses: Mass parameters by name; empty for a process without free masses.
         open_channels: Decays that must be open.
         pythia: How the process is generated.
         detector: Options of the detector response.
         objects: Kinds of reconstructed objects.
+        cuts: Cuts on whole events.
         targets: For each mass, the label of the particle whose four components are learned.
     """
 
@@ -186,17 +69,18 @@ class ProcessCard(_Frozen):
     beam_energy: float = Field(gt=0)
     decay: str
     particles: dict[str, Particle]
-    masses: dict[str, MassParameter] = Field(min_length=1)
+    masses: dict[str, MassParameter] = Field(default_factory=dict)
     open_channels: tuple[OpenChannel, ...] = ()
     pythia: PythiaSettings
     detector: DetectorSettings = DetectorSettings()
     objects: tuple[SlotGroup, ...] = Field(min_length=1)
-    targets: dict[str, str] = Field(min_length=1)
+    cuts: EventCuts = EventCuts()
+    targets: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_agree(self) -> ProcessCard:
         for where, problem in _inconsistencies(self):
-            raise _refusal(problem, *where)
+            raise refusal(problem, *where)
         return self
 
     @cached_property
@@ -213,6 +97,14 @@ class ProcessCard(_Frozen):
     def slot_kinds(self) -> tuple[str, ...]:
         """Kind of each object slot, shape ``(K,)``."""
         return tuple(group.kind for group in self.objects for _ in group.names)
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Names of the properties that every object has beside its momentum."""
+        tags = ("btag", "tautag") if self.detector.tagging else ()
+        merged = any(group.kind == "fatjet" for group in self.objects)
+        substructure = ("softdrop_mass", "tau21", "tau32") if merged else ()
+        return ("charge", "flavour", *tags, *substructure)
 
     @property
     def parton_names(self) -> tuple[str, ...]:
@@ -297,12 +189,6 @@ def _build(content: Any, lines: SourceLines) -> ProcessCard:
         raise CardError(describe_errors(error, ProcessCard, lines)) from error
 
 
-def _refusal(problem: str, *where: str | int) -> PydanticCustomError:
-    """Builds a validation error that remembers which entry is at fault."""
-    context = {"problem": problem, "where": list(where)}
-    return PydanticCustomError("card", "{problem}", context)
-
-
 def _inconsistencies(card: ProcessCard) -> Iterator[tuple[Location, str]]:
     """Finds names in one part of the card that another part does not define."""
     try:
@@ -319,7 +205,10 @@ def _inconsistencies(card: ProcessCard) -> Iterator[tuple[Location, str]]:
         for key, values in (("parent", (channel.parent,)), ("daughters", channel.daughters)):
             yield from _unknown(("open_channels", i, key), "mass", values, card.masses)
     mass = card.pythia.cross_section_mass
-    yield from _unknown(("pythia", "cross_section_mass"), "mass", (mass,), card.masses)
+    if mass is not None:
+        yield from _unknown(("pythia", "cross_section_mass"), "mass", (mass,), card.masses)
+    elif card.masses:
+        yield ("pythia",), "'cross_section_mass' is missing: name the mass that it falls with"
     for mass, label in card.targets.items():
         yield from _unknown(("targets", mass), "mass", (mass,), card.masses)
         yield from _unknown(("targets", mass), "particle", (label,), topology.labels)
@@ -327,6 +216,7 @@ def _inconsistencies(card: ProcessCard) -> Iterator[tuple[Location, str]]:
     yield from _unknown(("pythia", "spectrum"), "mass", tuple(placeholders), card.masses)
     kinds = [group.kind for group in card.objects]
     for i, kind in enumerate(kinds):
+        yield from _unknown(("objects", i, "kind"), "kind of object", (kind,), DETECTED_KINDS)
         if kind in kinds[:i]:
             yield ("objects", i, "kind"), f"'{kind}' is listed twice: join the two entries"
 

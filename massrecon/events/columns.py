@@ -1,9 +1,10 @@
 """The columns of the event files: plain scalars, named so that pandas or DuckDB can use them.
 
-Every object slot has ``jet1_px``, ``jet1_py``, ``jet1_pz``, ``jet1_E`` [GeV], ``jet1_present``,
-``jet1_charge``, ``jet1_flavour``; further columns are ``ptmiss_x``, ``ptmiss_y`` [GeV], ``weight``,
-``mass_<name>`` [GeV], and the truth ``parton_<label>_px``, ``_py``, ``_pz``, ``_m`` [GeV].
-Simulated files have ``block``, the number of the block of events that share a mass point.
+Every object slot has ``jet1_px``, ``jet1_py``, ``jet1_pz``, ``jet1_E`` [GeV], ``jet1_present`` and
+its attributes (``jet1_charge``, ``jet1_flavour``, …); further columns are ``ptmiss_x``,
+``ptmiss_y`` [GeV], ``weight``, ``weight_<name>`` for alternative weights, ``mass_<name>`` [GeV]
+and the truth ``parton_<label>_px``, ``_py``, ``_pz``, ``_m`` [GeV]. Simulated files have ``block``,
+the number of the block of events that share a mass point.
 """
 
 from __future__ import annotations
@@ -17,7 +18,22 @@ from massrecon.events.card import COMPONENTS, ProcessCard
 Arrays = dict[str, np.ndarray]
 
 _MOMENTUM = ("px", "py", "pz", "E")
-_TYPES = {"present": np.bool_, "charge": np.int8, "flavour": np.int8, "block": np.int64}
+_TYPES = {
+    "present": np.bool_,
+    "charge": np.int8,
+    "flavour": np.int8,
+    "btag": np.int8,
+    "tautag": np.int8,
+    "block": np.int64,
+}
+
+VARIATION = "weight_"
+"""What the names of alternative event weights start with."""
+
+
+def column_type(name: str) -> type[np.generic]:
+    """Returns the NumPy type of an event array."""
+    return _TYPES.get(name, np.float64)
 
 
 def layout(card: ProcessCard) -> dict[str, list[str]]:
@@ -30,7 +46,7 @@ def layout(card: ProcessCard) -> dict[str, list[str]]:
         "masses": [f"mass_{name}" for name in card.mass_names],
         "block": ["block"],
     }
-    for name in ("present", "charge", "flavour"):
+    for name in ("present", *card.attribute_names):
         columns[name] = [f"{slot}_{name}" for slot in card.slots]
     return columns
 
@@ -40,11 +56,13 @@ def to_columns(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Cuts event arrays into named columns."""
     for name, columns in layout(card).items():
-        if name in arrays:
-            dtype = _TYPES.get(name, np.float64)
-            values = np.asarray(arrays[name], dtype).reshape(-1, len(columns))
+        if name in arrays and columns:
+            values = np.asarray(arrays[name], column_type(name)).reshape(-1, len(columns))
             for i, column in enumerate(columns):
                 yield column, np.ascontiguousarray(values[:, i])
+    for name, values in arrays.items():
+        if name.startswith(VARIATION):
+            yield name, np.asarray(values, np.float64)
 
 
 def from_columns(card: ProcessCard, columns: Mapping[str, np.ndarray]) -> Arrays:
@@ -54,17 +72,20 @@ def from_columns(card: ProcessCard, columns: Mapping[str, np.ndarray]) -> Arrays
         KeyError: If a column of the reconstructed event is missing; its name is the argument.
     """
     arrays: Arrays = {}
+    n = len(columns["weight"])
     shapes = {
-        "p4": (-1, len(card.slots), 4),
-        "partons": (-1, len(card.parton_names), 4),
-        "weight": (-1,),
-        "block": (-1,),
+        "p4": (n, len(card.slots), 4),
+        "partons": (n, len(card.parton_names), 4),
+        "weight": (n,),
+        "block": (n,),
     }
     for name, names in layout(card).items():
-        if name in ("partons", "masses", "block") and names[0] not in columns:
+        if name in ("partons", "masses", "block") and not columns.keys() >= set(names):
             continue
-        values = np.stack([columns[column] for column in names], axis=1)
-        arrays[name] = values.astype(_TYPES.get(name, np.float64), copy=False).reshape(
-            shapes.get(name, (-1, len(names)))
-        )
+        shape = shapes.get(name, (n, len(names)))
+        values = np.empty((n, len(names)), column_type(name))
+        for i, column in enumerate(names):
+            values[:, i] = columns[column]
+        arrays[name] = values.reshape(shape)
+    arrays |= {name: columns[name] for name in columns if name.startswith(VARIATION)}
     return arrays

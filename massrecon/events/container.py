@@ -19,6 +19,7 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
 from massrecon.events.card import ProcessCard
+from massrecon.events.columns import VARIATION
 
 Index = int | slice | Tensor | np.ndarray | Sequence[int]
 """What selects events: an integer keeps a sample of one event."""
@@ -51,10 +52,16 @@ class Events:
         card: The process card that defines slots, partons, masses and targets.
         p4: Reconstructed four-momenta (px, py, pz, E) [GeV], float64, shape ``(N, K, 4)``.
         present: True where the slot holds an object, shape ``(N, K)``.
-        attributes: Further properties of the objects by name, each ``(N, K)``: ``charge`` and
-            ``flavour`` (absolute PDG number of leptons and photons, 0 for jets).
+        attributes: Further properties of the objects, each ``(N, K)``, named by
+            ``card.attribute_names``: ``charge``; ``flavour`` (absolute PDG number of leptons and
+            photons, 0 for jets); ``btag`` (tightest working point passed: 0 none, 1 loose, 2
+            medium, 3 tight), ``tautag`` and the substructure of large-radius jets where the card
+            asks for them.
         ptmiss: Missing transverse momentum (px, py) [GeV], shape ``(N, 2)``.
-        weight: Event weights, shape ``(N,)``.
+        weight: Event weights, shape ``(N,)``; 1 for unweighted events. They are relative:
+            cross-section and acceptance are in ``provenance["cells"]``.
+        variations: Alternative event weights by name, each ``(N,)``, such as those of scales and
+            parton distributions in a Les Houches file.
         partons: True parton-level (px, py, pz, m) [GeV] in the order of ``card.parton_names``,
             shape ``(N, P, 4)``; None for data.
         masses: True mass parameters [GeV] in the order of ``card.mass_names``, shape ``(N, M)``;
@@ -68,6 +75,7 @@ class Events:
     ptmiss: Tensor
     weight: Tensor
     attributes: Mapping[str, Tensor] = field(default_factory=dict)
+    variations: Mapping[str, Tensor] = field(default_factory=dict)
     partons: Tensor | None = None
     masses: Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -83,7 +91,8 @@ class Events:
             "masses": (n, len(self.card.mass_names)),
         }
         for name, tensor in self._tensors().items():
-            shape = expected.get(name, (n, slots))
+            variation = name.startswith(VARIATION)
+            shape = expected.get(name, (n,) if variation else (n, slots))
             if tuple(tensor.shape) != shape:
                 raise ShapeError(
                     f"'{name}' should have shape {shape} for the card '{self.card.name}', got "
@@ -97,11 +106,16 @@ class Events:
         arrays: Mapping[str, np.ndarray],
         provenance: Mapping[str, Any] | None = None,
     ) -> Events:
-        """Wraps NumPy arrays named as the fields, each object attribute under its own name."""
+        """Wraps NumPy arrays: those of `to_arrays`, or read from a file of the store."""
         tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
-        named = {f.name for f in dataclasses.fields(cls)}
-        attributes = {name: tensors.pop(name) for name in list(tensors) if name not in named}
-        return cls(card=card, attributes=attributes, provenance=provenance or {}, **tensors)
+        return cls._build(card, tensors, provenance or {})
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Returns NumPy arrays named as the fields, each object attribute under its own name.
+
+        Alternative weights are called ``weight_<name>``; truth that is absent is left out.
+        """
+        return {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
 
     def __len__(self) -> int:
         return len(self.p4)
@@ -128,15 +142,25 @@ class Events:
         """Returns the positions of the slots of one kind (``"lepton"``, ``"jet"``, …)."""
         return tuple(i for i, k in enumerate(self.card.slot_kinds) if k == kind)
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether the true targets are known."""
+        return self.partons is not None and bool(self.card.targets)
+
     def targets(self) -> Tensor:
         """Returns the true targets in the order of ``card.target_names``, shape ``(N, T)`` [GeV].
 
         Raises:
-            InputError: If the events carry no truth.
+            InputError: If the events carry no truth, or their card has no targets.
         """
         if self.partons is None:
             raise InputError(
                 "These events carry no truth, so they have no targets: use simulated events."
+            )
+        if not self.card.targets:
+            raise InputError(
+                f"The card '{self.card.name}' has no targets: choose events of a process with "
+                "masses to learn."
             )
         rows = [self.card.parton_names.index(label) for label in self.card.targets.values()]
         return self.partons[:, rows].flatten(1)
@@ -249,7 +273,7 @@ class Events:
         save_events(self, path)
 
     def _tensors(self) -> dict[str, Tensor]:
-        named = {
+        named: dict[str, Tensor | None] = {
             "p4": self.p4,
             "present": self.present,
             "ptmiss": self.ptmiss,
@@ -257,11 +281,37 @@ class Events:
             "partons": self.partons,
             "masses": self.masses,
         }
-        return {k: t for k, t in {**named, **self.attributes}.items() if t is not None}
+        named |= self.attributes
+        named |= {VARIATION + name: tensor for name, tensor in self.variations.items()}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def _map(self, transform: Any) -> Events:
         return self._with({k: transform(t) for k, t in self._tensors().items()}, self.provenance)
 
-    def _with(self, tensors: dict[str, Tensor], provenance: Mapping[str, Any]) -> Events:
-        attributes = {name: tensors.pop(name) for name in self.attributes}
-        return Events(card=self.card, attributes=attributes, provenance=provenance, **tensors)
+    def _with(self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> Events:
+        return self._build(self.card, tensors, provenance)
+
+    @classmethod
+    def _build(
+        cls, card: ProcessCard, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]
+    ) -> Events:
+        """Sorts tensors into fields, object attributes and alternative weights."""
+        named = {f.name for f in dataclasses.fields(cls)}
+        fields = {name: tensor for name, tensor in tensors.items() if name in named}
+        variations = {
+            name.removeprefix(VARIATION): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(VARIATION)
+        }
+        attributes = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name not in named and not name.startswith(VARIATION)
+        }
+        return cls(
+            card=card,
+            attributes=attributes,
+            variations=variations,
+            provenance=provenance,
+            **fields,
+        )

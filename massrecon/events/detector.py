@@ -28,6 +28,7 @@ from massrecon.events.calorimeter import (
     log_normal,
 )
 from massrecon.events.isolation import find_objects
+from massrecon.events.objects import Objects
 from massrecon.events.particles import (
     ELECTRON,
     HADRON,
@@ -46,6 +47,7 @@ from massrecon.events.response import (
     muon_tracking,
     track_resolution,
 )
+from massrecon.events.sections import SlotGroup
 
 JET_RADIUS = 0.4
 
@@ -70,6 +72,15 @@ class Response:
     objects: Flow
     rest: Flow
     ptmiss: Floats
+
+    def find(self, group: SlotGroup, wanted: Mask) -> Objects:
+        """Returns the leptons or the photons, or clusters the jets of the wanted collisions."""
+        if group.kind == "jet":
+            rest = self.rest[wanted[self.rest.event]]
+            event, p4 = cluster_jets(rest, len(wanted), group.pt_min)
+            return Objects(event, p4)
+        flow = self.objects[(self.objects.kind == PHOTON) == (group.kind == "photon")]
+        return Objects(flow.event, flow.p4, {"charge": flow.charge, "flavour": flow.kind})
 
 
 def detect(

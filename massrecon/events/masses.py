@@ -130,6 +130,8 @@ class Tiers:
     def of(cls, prior: MassPrior) -> Tiers:
         """Cuts the prior into slices of at most the card's ``tier_step``."""
         name, step = prior.card.pythia.cross_section_mass, prior.card.pythia.tier_step
+        if name is None:
+            return cls(prior, (0.0,))
         choice = prior.choice(name)
         low = _lightest_open(prior, name)
         if choice.kind == "range":
@@ -144,7 +146,10 @@ class Tiers:
 
     def index(self, point: Floats) -> int:
         """Returns the slice that a mass point ``(M,)`` belongs to."""
-        mass = point[self.prior.card.mass_names.index(self.prior.card.pythia.cross_section_mass)]
+        name = self.prior.card.pythia.cross_section_mass
+        if name is None:
+            return 0
+        mass = point[self.prior.card.mass_names.index(name)]
         return int(np.searchsorted(np.array(self.edges), mass, side="right")) - 1
 
     def start(self, index: int) -> Floats:

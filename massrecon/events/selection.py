@@ -3,87 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 
 import numpy as np
 
-from massrecon.events.card import ProcessCard, SlotGroup
-from massrecon.events.detector import Response, cluster_jets
-from massrecon.events.particles import PHOTON, Floats, Integers, Mask
+from massrecon.events.card import ProcessCard
+from massrecon.events.columns import column_type
+from massrecon.events.objects import Objects, Reconstruction
+from massrecon.events.particles import Integers, Mask
 
+MEDIUM = 2
+"""Working point of the b-tag that `EventCuts.btags` counts."""
 
-@dataclass(frozen=True)
-class Objects:
-    """Reconstructed objects of one kind, ordered by collision and falling transverse momentum.
-
-    Attributes:
-        event: Number of the collision, shape ``(n,)``.
-        p4: Four-momentum (px, py, pz, E) [GeV], shape ``(n, 4)``.
-        charge: Electric charge.
-        flavour: 11 or 13 for leptons, 22 for photons, 0 for jets.
-    """
-
-    event: Integers
-    p4: Floats
-    charge: Integers
-    flavour: Integers
-
-    def __getitem__(self, which: Mask | Integers) -> Objects:
-        """Selects objects by mask or index."""
-        return Objects(*(getattr(self, field.name)[which] for field in fields(self)))
-
-    def accepted(self, group: SlotGroup) -> Objects:
-        """Keeps the objects within the card's limits, ordered."""
-        pt = np.hypot(self.p4[:, 0], self.p4[:, 1])
-        abs_eta = np.arcsinh(np.abs(self.p4[:, 2]) / np.maximum(pt, 1e-9))
-        good = np.flatnonzero((pt > group.pt_min) & (abs_eta < group.eta_max))
-        return self[good[np.lexsort((-pt[good], self.event[good]))]]
-
-    def rank(self) -> Integers:
-        """Returns the position of each object within its collision, shape ``(n,)``."""
-        return np.arange(len(self.event)) - np.searchsorted(self.event, self.event)
+_CLUSTERED = ("jet", "fatjet")
 
 
 def select(
-    card: ProcessCard, response: Response, candidates: Mask
+    card: ProcessCard, found: Reconstruction, candidates: Mask
 ) -> tuple[dict[str, np.ndarray], Integers, dict[str, int]]:
     """Applies the card's selection and fills its object slots.
 
-    Jets are clustered last, and only where the leptons and photons are as wanted.
+    Jets come last, so that they are only clustered where the leptons and photons are as wanted.
 
     Args:
         card: The process.
-        response: Detector response to N collisions.
+        found: What was reconstructed in N collisions.
         candidates: Collisions to consider, shape ``(N,)``.
 
     Returns:
-        The arrays ``p4``, ``present``, ``charge``, ``flavour``, ``ptmiss`` of the n selected
-        collisions; their numbers, shape ``(n,)``; and how many passed each step, by kind.
+        The arrays ``p4``, ``present``, ``ptmiss`` and the card's object attributes for the n
+        selected collisions; their numbers, shape ``(n,)``; and how many passed each step, by name.
     """
     passed, flow = candidates.copy(), {}
+    if card.cuts.ptmiss_min > 0.0:
+        passed &= np.hypot(*found.ptmiss.T) > card.cuts.ptmiss_min
+        flow["ptmiss"] = int(passed.sum())
     chosen: dict[str, Objects] = {}
-    for group in sorted(card.objects, key=lambda group: group.kind == "jet"):
-        found = _jets(response, passed, group) if group.kind == "jet" else _tracked(response, group)
-        chosen[group.kind] = found.accepted(group)
-        count = np.bincount(chosen[group.kind].event, minlength=len(passed))
+    for group in sorted(card.objects, key=lambda group: group.kind in _CLUSTERED):
+        objects = chosen[group.kind] = found.find(group, passed).accepted(group)
+        count = np.bincount(objects.event, minlength=len(passed))
         passed &= (count >= group.minimum) & (count <= (group.maximum or np.inf))
         flow[group.kind] = int(passed.sum())
     events = np.flatnonzero(passed)
-    return _fill(card, chosen, events) | {"ptmiss": response.ptmiss[events]}, events, flow
+    arrays = _fill(card, chosen, events) | {"ptmiss": found.ptmiss[events]}
+    kept = np.ones(len(events), bool)
+    for name, good in _cuts_on_slots(card, arrays).items():
+        kept &= good
+        flow[name] = int(kept.sum())
+    return {key: values[kept] for key, values in arrays.items()}, events[kept], flow
 
 
-def _tracked(response: Response, group: SlotGroup) -> Objects:
-    """Takes the leptons or the photons out of the detector response."""
-    flow = response.objects[(response.objects.kind == PHOTON) == (group.kind == "photon")]
-    return Objects(flow.event, flow.p4, flow.charge, flow.kind)
-
-
-def _jets(response: Response, passed: Mask, group: SlotGroup) -> Objects:
-    """Clusters the jets of the collisions that passed so far."""
-    rest = response.rest[passed[response.rest.event]]
-    event, p4 = cluster_jets(rest, len(passed), group.pt_min)
-    nothing = np.zeros(len(event), np.int64)
-    return Objects(event, p4, nothing, nothing)
+def _cuts_on_slots(card: ProcessCard, arrays: Mapping[str, np.ndarray]) -> dict[str, Mask]:
+    """Returns the cuts on the filled slots by name, each a mask over the collisions ``(n,)``."""
+    kinds, cuts = np.array(card.slot_kinds), {}
+    if card.cuts.lepton_charge is not None:
+        total = arrays["charge"][:, kinds == "lepton"].sum(axis=1)
+        cuts["lepton charge"] = total == card.cuts.lepton_charge
+    if card.cuts.btags > 0:
+        tagged = arrays["btag"][:, kinds == "jet"] >= MEDIUM
+        cuts["b-tags"] = tagged.sum(axis=1) >= card.cuts.btags
+    return cuts
 
 
 def _fill(
@@ -94,9 +72,9 @@ def _fill(
     arrays = {
         "p4": np.zeros((*shape, 4)),
         "present": np.zeros(shape, bool),
-        "charge": np.zeros(shape, np.int8),
-        "flavour": np.zeros(shape, np.int8),
     }
+    for name in card.attribute_names:
+        arrays[name] = np.zeros(shape, column_type(name))
     offset = 0
     for group in card.objects:
         objects = chosen[group.kind]
@@ -106,8 +84,10 @@ def _fill(
         objects = objects[objects.rank() < group.count]
         row, slot = np.searchsorted(events, objects.event), offset + objects.rank()
         arrays["present"][row, slot] = True
-        for name in ("p4", "charge", "flavour"):
-            arrays[name][row, slot] = getattr(objects, name)
+        arrays["p4"][row, slot] = objects.p4
+        for name in card.attribute_names:
+            if name in objects.attributes:
+                arrays[name][row, slot] = objects.attributes[name]
         offset += group.count
     return arrays
 

@@ -124,12 +124,7 @@ def save_events(events: Events, path: str | Path) -> None:
     """
     path = Path(path)
     refuse_foreign(path)
-    arrays = {
-        name: tensor.cpu().numpy()
-        for name in ("p4", "present", "ptmiss", "weight", "partons", "masses")
-        if (tensor := getattr(events, name)) is not None
-    }
-    arrays |= {name: tensor.cpu().numpy() for name, tensor in events.attributes.items()}
+    arrays = events.to_arrays()
     with replacing_folder(path) as folder:
         entries = []
         for number, start in enumerate(range(0, max(len(events), 1), _EVENTS_PER_FILE)):

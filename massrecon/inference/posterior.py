@@ -299,7 +299,7 @@ def reconstruct(
     return Posterior(
         samples=samples.cpu(),
         card=events.card,
-        truth=None if events.partons is None else events.targets().cpu(),
+        truth=events.targets().cpu() if events.has_targets else None,
         masses=None if events.masses is None else events.masses.cpu(),
         weight=events.weight.cpu(),
         provenance={

@@ -139,7 +139,7 @@ class Barman2025(MassModel):
             "present": torch.cat([present for _, present in kinds], dim=1),
             "extra": features.extra_observables(*kinds, ptmiss=events.ptmiss).float(),
         }
-        if events.partons is not None:
+        if events.has_targets:
             prepared["targets"] = events.targets().float()
         return prepared
 

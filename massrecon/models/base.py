@@ -138,7 +138,8 @@ class MassModel(nn.Module, ABC):
         Raises:
             InputError: If their card differs from the model's.
         """
-        if events.card.slots != self.card.slots or events.card.targets != self.card.targets:
+        targets = events.card.targets or self.card.targets  # a background has none of its own
+        if events.card.slots != self.card.slots or targets != self.card.targets:
             raise InputError(
                 f"The events follow the card '{events.card.name}', the model the card "
                 f"'{self.card.name}' with other slots or targets: pass events of that card."

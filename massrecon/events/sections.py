@@ -1,0 +1,176 @@
+"""The sections of a process card: particles, masses, generator, detector, objects, cuts.
+
+Each class is one entry of the YAML file; `ProcessCard` puts them together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+DETECTED_KINDS = ("lepton", "photon", "jet", "fatjet")
+"""Kinds of objects that the detector reconstructs."""
+
+
+def refusal(problem: str, *where: str | int) -> PydanticCustomError:
+    """Builds a validation error that remembers which entry is at fault."""
+    context = {"problem": problem, "where": list(where)}
+    return PydanticCustomError("card", "{problem}", context)
+
+
+class Section(BaseModel):
+    """An entry of a card: immutable, with no unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Particle(Section):
+    """A particle of the decay.
+
+    Attributes:
+        pdg: PDG identity codes that the name stands for; antiparticles are understood.
+        symbol: Name for figures, in Unicode with ``<sub>`` and ``<sup>``.
+    """
+
+    pdg: tuple[int, ...] = Field(min_length=1)
+    symbol: str
+
+    @field_validator("pdg", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
+
+class MassParameter(Section):
+    """A mass that may be chosen.
+
+    Attributes:
+        sets: PDG codes of the particles that get this mass.
+        default: Value if none is asked for [GeV].
+        range: Lowest and highest value allowed [GeV].
+        tolerance: Largest distance of a generated mass from the one asked for [GeV]; more than
+            the default for particles with a visible width.
+    """
+
+    sets: tuple[int, ...] = Field(min_length=1)
+    default: float = Field(gt=0)
+    range: tuple[float, float]
+    tolerance: float = Field(default=0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MassParameter:
+        low, high = self.range
+        if not 0 < low <= self.default <= high:
+            raise refusal(
+                f"'range' should be positive, ordered and hold the default {self.default:g}, "
+                f"got [{low:g}, {high:g}]",
+                "range",
+            )
+        return self
+
+
+class OpenChannel(Section):
+    """A decay that must be kinematically open: m(parent) - sum of m(daughters) >= minimum_gap.
+
+    Attributes:
+        parent: Name of the mass of the decaying particle.
+        daughters: Names of the masses of its decay products.
+        minimum_gap: Mass of the other decay products and a margin [GeV].
+    """
+
+    parent: str
+    daughters: tuple[str, ...] = Field(min_length=1)
+    minimum_gap: float = Field(ge=0)
+
+
+class PythiaSettings(Section):
+    """How Pythia generates the process.
+
+    Attributes:
+        settings: Pythia settings, ``"Key:name = value"``.
+        spectrum: SLHA spectrum and decay tables with ``$name`` for each mass parameter, or None.
+        cross_section_mass: Mass parameter that the cross-section falls with; None for a process
+            without mass parameters.
+        tier_step: Width of the tiers of that mass for which Pythia is initialised anew [GeV].
+        multiparton: Whether multiparton interactions are simulated (about three times slower).
+        lhe: Les Houches event file whose hard collisions Pythia showers, or None; a relative path
+            starts at the folder of the card.
+    """
+
+    settings: tuple[str, ...] = ()
+    spectrum: str | None = None
+    cross_section_mass: str | None = None
+    tier_step: float = Field(default=100.0, gt=0)
+    multiparton: bool = False
+    lhe: str | None = None
+
+
+class DetectorSettings(Section):
+    """Options of the detector response.
+
+    Attributes:
+        ptmiss_noise: Extra Gaussian width of each component of ptmiss, for pile-up [GeV].
+        magnetic_field: Field that bends charged particles before the calorimeter [T]; 0 for none.
+        jets: ``particle_flow`` clusters tracks and neutral excesses, ``calorimeter`` the towers.
+        tagging: Whether jets carry ``btag`` and ``tautag``.
+    """
+
+    ptmiss_noise: float = Field(default=0.0, ge=0)
+    magnetic_field: float = Field(default=3.8, ge=0)
+    jets: Literal["particle_flow", "calorimeter"] = "particle_flow"
+    tagging: bool = False
+
+
+class EventCuts(Section):
+    """Cuts on whole events, after those on the objects.
+
+    Attributes:
+        ptmiss_min: Smallest missing transverse momentum [GeV].
+        lepton_charge: Sum of the charges of the kept leptons, or None for any.
+        btags: Fewest jets with a b-tag at the medium working point or tighter.
+    """
+
+    ptmiss_min: float = Field(default=0.0, ge=0)
+    lepton_charge: int | None = None
+    btags: int = Field(default=0, ge=0)
+
+
+class SlotGroup(Section):
+    """Reconstructed objects of one kind: how many an event must have and how many are kept.
+
+    Attributes:
+        kind: ``lepton``, ``photon``, ``jet`` or ``fatjet``; in a card with `phase_space` the name
+            of a visible particle of the decay.
+        count: Number of slots, filled by falling transverse momentum.
+        pt_min: Lowest transverse momentum [GeV].
+        eta_max: Largest absolute pseudorapidity.
+        minimum: Fewest objects in a selected event.
+        maximum: Most objects in a selected event, or None for no limit.
+        pair_mass: If given, the two kept objects are the pair with the invariant mass nearest to
+            this [GeV].
+    """
+
+    kind: str
+    count: int = Field(ge=1)
+    pt_min: float = Field(ge=0)
+    eta_max: float = Field(gt=0)
+    minimum: int = Field(default=0, ge=0)
+    maximum: int | None = None
+    pair_mass: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SlotGroup:
+        if self.maximum is not None and self.maximum < max(self.minimum, 1):
+            raise refusal("'maximum' should be at least 'minimum' and 1", "maximum")
+        if self.pair_mass is not None and self.count != 2:
+            raise refusal("'pair_mass' chooses a pair: it needs 'count: 2'", "pair_mass")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the slots: ``lepton`` for one, ``jet1``, ``jet2``, … for several."""
+        if self.count == 1:
+            return (self.kind,)
+        return tuple(f"{self.kind}{i}" for i in range(1, self.count + 1))
