@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 import massrecon
+from massrecon.cli import cards
+from massrecon.cli import events as event_folders
 from massrecon.errors import InputError, MassReconError
 
 app = typer.Typer(
@@ -18,6 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cards.app, name="cards")
+app.add_typer(event_folders.app, name="events")
 
 
 def main() -> None:
