@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from massrecon.errors import MassReconError
     from massrecon.events.card import ProcessCard, load_card
     from massrecon.events.container import Events
+    from massrecon.events.exporters import export_events
     from massrecon.events.generator import simulate
+    from massrecon.events.importers import import_events
     from massrecon.events.store import load_events
     from massrecon.inference.diagnostics import efficiency
     from massrecon.inference.fitting import fit
@@ -37,7 +39,9 @@ _HOME = {
     "Posterior": "massrecon.inference.posterior",
     "ProcessCard": "massrecon.events.card",
     "efficiency": "massrecon.inference.diagnostics",
+    "export_events": "massrecon.events.exporters",
     "fit": "massrecon.inference.fitting",
+    "import_events": "massrecon.events.importers",
     "load_card": "massrecon.events.card",
     "load_events": "massrecon.events.store",
     "load_model": "massrecon.models.base",
@@ -52,7 +56,9 @@ __all__ = [
     "Posterior",
     "ProcessCard",
     "efficiency",
+    "export_events",
     "fit",
+    "import_events",
     "load_card",
     "load_events",
     "load_model",

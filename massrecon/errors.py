@@ -28,6 +28,10 @@ class StoreError(MassReconError):
     """Stored events are missing, damaged or in use by another process."""
 
 
+class ImportFileError(InputError):
+    """A file of events cannot be read, or holds what cannot be; it names the file and entries."""
+
+
 class GenerationError(MassReconError):
     """The event generator failed or returned something other than what was asked for."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a file so that readers see the old or the new one whole, even after a crash."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -64,8 +65,35 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    old = path.parent / f"{fresh.name}.old"
-    if path.exists():
+    put_in_place(fresh, path)
+
+
+def put_in_place(fresh: Path, path: Path) -> None:
+    """Lets a folder take the place of another one, which is removed.
+
+    Where the system can exchange two folders in one step, readers see the old or the new one at any
+    time, and so does whoever comes after a crash.
+
+    Raises:
+        OSError: If it cannot be done; then the old folder is still there.
+    """
+    if not path.exists():
+        fresh.replace(path)
+        return
+    if not _exchange(fresh, path):
+        old = path.parent / f"{fresh.name}.old"
         path.replace(old)
-    fresh.replace(path)
-    shutil.rmtree(old, ignore_errors=True)
+        fresh.replace(path)
+        fresh = old
+    shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Exchanges two folders in one step, if the system can."""
+    system = ctypes.CDLL(None)
+    names = os.fsencode(one.absolute()), os.fsencode(two.absolute())
+    if hasattr(system, "renameat2"):  # Linux; the last argument is RENAME_EXCHANGE
+        return system.renameat2(-100, names[0], -100, names[1], 2) == 0
+    if hasattr(system, "renamex_np"):  # macOS; RENAME_SWAP
+        return system.renamex_np(*names, 2) == 0
+    return False

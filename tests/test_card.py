@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from massrecon.errors import CardError, InputError
-from massrecon.events.card import ProcessCard, builtin_cards, load_card
+from massrecon.events.card import ProcessCard, load_card
 
 TEXT = (files("massrecon.events") / "cards" / "wino_udd.yaml").read_text(encoding="utf-8")
 
@@ -25,7 +25,6 @@ def written(tmp_path: Path, old: str, new: str) -> Path:
 
 
 def test_wino_udd_has_the_published_content(card: ProcessCard) -> None:
-    assert builtin_cards() == ("wino_udd",)
     jets = tuple(f"jet{i}" for i in range(1, 11))
     assert card.slots == ("lepton", "photon1", "photon2", *jets)
     assert card.slot_kinds == ("lepton", "photon", "photon", *("jet",) * 10)
@@ -77,7 +76,7 @@ def test_a_card_of_ones_own_is_loaded_from_its_path(tmp_path: Path) -> None:
     [
         ("beam_energy: 14000.0", "beam_enrgy: 14000.0", r"did you mean 'beam_energy'\?"),
         ("beam_energy: 14000.0  # [GeV]", "", r"'beam_energy': this entry is missing"),
-        ("beam_energy: 14000.0", "beam_energy: fast", r"'beam_energy': input should be .*'fast'"),
+        ("beam_energy: 14000.0", "beam_energy: fast", r"'beam_energy': should be a number"),
         ("beam_energy: 14000.0", "beam_energy: -1", r"'beam_energy': .*greater than 0, got -1"),
         ("kind: photon, count: 2,", "kind: photon, n: 2,", r"'objects.1.n': unknown entry"),
         ("kind: photon, count: 2", "kind: photon, count: 3", r"'pair_mass' chooses a pair"),

@@ -33,7 +33,17 @@ def test_help_lists_the_commands_and_version_is_printed() -> None:
     ("arguments", "message"),
     [
         (["simulate", "wino"], "Unknown process 'wino' (did you mean 'wino_udd'?)"),
-        (["simulate", "wino_udd", "--masses", "chi10"], "'--masses' should be NAME=VALUE"),
+        (["simulate", "wino_udd", "--masses", "lin"], "masses 'lin' (did you mean 'line'?)"),
+        (
+            ["simulate", "antler", "--masses", "line"],
+            "the card 'antler' has no presets",
+        ),
+        (["simulate", "wino_udd", "--masses", "a", "--masses", "b"], "should be NAME=VALUE"),
+        (["simulate", "wino_udd", "--events", "5", "--generated", "5"], "exclude each other"),
+        (["simulate", "wino_udd", "--ptmiss-noise", "-3"], "'ptmiss_noise' should be >= 0 GeV"),
+        (["simulate", "wino_udd", "--set", "truht=no"], "did you mean 'truth'?"),
+        (["simulate", "wino_udd", "--set", "truth=["], "'--set' cannot read the value of 'truth'"),
+        (["simulate", "lhe_wgammagamma", "--lhe", "nowhere.lhe"], "nowhere.lhe' cannot be read"),
         (["simulate", "wino_udd", "--masses", "chi10=1", "--masses", "chi10=2"], "twice"),
         (["simulate", "wino_udd", "--masses", "chi20=600", "--masses", "chi10=500"], "closed"),
         (["simulate", "wino_udd", "--masses", "chi10=450:50"], "chi10"),
@@ -48,3 +58,13 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: list[str], mess
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_number_of_collisions_and_any_setting_may_be_given(tmp_path: Path) -> None:
+    arguments = ["--generated", "5100", "--set", "contamination=0.2", "--seed", "3"]
+    result = command("simulate", "antler", *arguments, "--out", str(tmp_path / "toy"))
+    assert result.returncode == 0, result.stderr
+    assert "selected events of 10000 generated ones" in result.stdout
+    made = massrecon.load_events(tmp_path / "toy").provenance
+    assert made["settings"]["contamination"] == 0.2
+    assert made["seed"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -123,3 +124,26 @@ def test_wrong_shapes_are_refused(toy_events: ToyEvents) -> None:
         replace(events, ptmiss=events.ptmiss[:, :1])
     with pytest.raises(ShapeError, match=r"'charge' should have shape \(10, 13\)"):
         replace(events, attributes={"charge": torch.zeros(10, 3)})
+
+
+def test_a_notebook_shows_what_the_events_are(toy_events: ToyEvents) -> None:
+    events = toy_events(20, seed=1)
+    shown = events._repr_html_()
+    assert "wino_udd: pp → χ̃₁± χ̃₂⁰" in shown
+    assert "<td style='text-align:left'>20, sum of weights 20</td>" in shown
+    assert "1 lepton, 2 photon, 10 jet" in shown
+    assert "chi20 600 GeV; chi10 " in shown
+    assert "alternative weights" not in shown
+    data = replace(events, masses=None, partons=None, variations={"<pdf>": events.weight})
+    assert "<td style='text-align:left'>none</td>" in data._repr_html_()
+    assert "&lt;pdf&gt;" in data._repr_html_()
+    assert "true masses" not in events[:0]._repr_html_()
+
+
+def test_events_go_to_other_processes_and_come_back(toy_events: ToyEvents) -> None:
+    events = replace(toy_events(20, seed=1), variations={"pdf": torch.ones(20).double()})
+    again = pickle.loads(pickle.dumps(events))
+    assert torch.equal(again.p4, events.p4)
+    assert torch.equal(again.variations["pdf"], events.variations["pdf"])
+    assert again.card == events.card
+    assert again.provenance == events.provenance

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from massrecon.events.detector import Response, cluster_jets, detect, energy_flow
+from massrecon.events.calorimeter import ECAL, HCAL, Calorimeter, Deposits
+from massrecon.events.detector import Response, detect, energy_flow
 from massrecon.events.isolation import cone_sum, find_objects
 from massrecon.events.particles import Flow, Particles
 from massrecon.events.response import IDENTIFICATION
+from massrecon.events.sections import DetectorSettings
 
 N = 20_000
 MASS = {11: 0.000511, 13: 0.10566, 22: 0.0, 130: 0.4976, 211: 0.13957, 310: 0.4976, 14: 0.0}
@@ -26,6 +28,11 @@ def gun(pdg: int, pt: float, eta: float, n: int = N) -> Particles:
 
 def shoot(pdg: int, pt: float, eta: float, n: int = N) -> Response:
     return detect(gun(pdg, pt, eta, n), n, np.random.default_rng(1))
+
+
+def flow_from(particles: Particles) -> Flow:
+    """The energy flow without a magnetic field."""
+    return energy_flow(particles, np.random.default_rng(1))[0]
 
 
 def assert_fraction(found: int, expected: float, n: int = N) -> None:
@@ -103,14 +110,14 @@ def test_identification_reproduces_every_bin_of_the_table(kind: str) -> None:
 def test_charged_hadrons_leave_as_many_tracks_as_the_card_says(
     pt: float, eta: float, expected: float
 ) -> None:
-    flow = energy_flow(gun(211, pt, eta), np.random.default_rng(1))
+    flow = flow_from(gun(211, pt, eta))
     assert_fraction(int((flow.charge != 0).sum()), expected)
     assert set(flow.charge[flow.charge != 0]) <= {1}
 
 
 def test_electron_tracks_become_more_efficient_with_momentum_forward() -> None:
     for pt in (10.0, 200.0):
-        flow = energy_flow(gun(11, pt, 2.0), np.random.default_rng(1))
+        flow = flow_from(gun(11, pt, 2.0))
         assert_fraction(int((flow.kind == 11).sum()), 0.90 / (1.033 - 0.033 * np.log10(pt)))
         assert set(flow.charge[flow.kind == 11]) == {-1}
 
@@ -129,7 +136,7 @@ def test_electron_tracks_become_more_efficient_with_momentum_forward() -> None:
 def test_track_resolution_is_that_of_the_card(
     pdg: int, pt: float, eta: float, expected: float
 ) -> None:
-    flow = energy_flow(gun(pdg, pt, eta), np.random.default_rng(1))
+    flow = flow_from(gun(pdg, pt, eta))
     ratio = flow.pt[flow.charge != 0] / pt
     width = np.diff(np.quantile(ratio, [0.1587, 0.8413]))[0] / 2
     # a hadron's track is averaged with the calorimeter, which sharpens it by a few per cent
@@ -151,7 +158,7 @@ def test_track_resolution_is_that_of_the_card(
 def test_photon_energy_resolution_is_that_of_the_card(eta: float, expected: object) -> None:
     pt = 60.0
     truth = gun(22, pt, eta)
-    flow = energy_flow(truth, np.random.default_rng(1))
+    flow = flow_from(truth)
     assert (flow.kind == 22).all()
     sigma = expected(truth.energy[flow.event])  # type: ignore[operator]
     pull = (flow.p4[:, 3] - truth.energy[flow.event]) / sigma
@@ -169,7 +176,7 @@ def test_photon_energy_resolution_is_that_of_the_card(eta: float, expected: obje
 )
 def test_neutral_hadron_energy_resolution_is_that_of_the_card(eta: float, expected: object) -> None:
     truth = gun(130, 200.0, eta)
-    flow = energy_flow(truth, np.random.default_rng(1))
+    flow = flow_from(truth)
     assert (flow.kind == 0).all()
     sigma = expected(truth.energy[flow.event])  # type: ignore[operator]
     pull = (flow.p4[:, 3] - truth.energy[flow.event]) / sigma
@@ -177,9 +184,26 @@ def test_neutral_hadron_energy_resolution_is_that_of_the_card(eta: float, expect
     assert pull.mean() == pytest.approx(0.0, abs=0.04)
 
 
+@pytest.mark.parametrize("calorimeter", [ECAL, HCAL])
+def test_towers_are_found_as_by_bisection(calorimeter: Calorimeter) -> None:
+    towers, rng = calorimeter.towers, np.random.default_rng(2)
+    inner = towers.eta_edges[1:-1]
+    eta = np.concatenate([
+        rng.uniform(towers.eta_edges[0], towers.eta_edges[-1], N),
+        inner, np.nextafter(inner, -9), np.nextafter(inner, 9),
+    ])  # fmt: skip
+    assert towers.contains(eta).all()
+    phi = rng.uniform(-np.pi, np.pi, len(eta))
+    key = towers.key(Deposits(np.full(len(eta), 3), eta, phi, eta))
+    np.testing.assert_array_equal(towers.ring(key), np.searchsorted(towers.eta_edges, eta) - 1)
+    ring_phi = towers.scatter(key, rng)[1]
+    off = np.abs((ring_phi - phi + np.pi) % (2 * np.pi) - np.pi)
+    assert np.all(off < 2 * np.pi / towers.phi_cells[towers.ring(key)])
+
+
 def test_k_short_shares_its_energy_between_the_calorimeters() -> None:
     truth = gun(310, 300.0, 0.5)
-    flow = energy_flow(truth, np.random.default_rng(1))
+    flow = flow_from(truth)
     total = truth.energy.sum()
     assert flow.p4[flow.kind == 22, 3].sum() / total == pytest.approx(0.3, abs=0.01)
     assert flow.p4[flow.kind == 0, 3].sum() / total == pytest.approx(0.7, abs=0.01)
@@ -234,56 +258,6 @@ def test_isolation_sums_photons_and_hadrons_in_the_cone() -> None:
     assert max(slow) > 0
 
 
-def slow_anti_kt(p4: np.ndarray, pt_min: float) -> list[np.ndarray]:
-    """Anti-kT by the book: the smallest distance first, E-scheme recombination."""
-    left, jets = list(p4), []
-    while left:
-        best = (np.inf, 0, -1)
-        for i, a in enumerate(left):
-            pt_a = np.hypot(a[0], a[1])
-            best = min(best, (pt_a**-2, i, -1))
-            for j in range(i):
-                b = left[j]
-                rapidity = [0.5 * np.log((p[3] + p[2]) / (p[3] - p[2])) for p in (a, b)]
-                phi = (np.arctan2(a[1], a[0]) - np.arctan2(b[1], b[0]) + np.pi) % (2 * np.pi)
-                squared = (rapidity[0] - rapidity[1]) ** 2 + (phi - np.pi) ** 2
-                closest = min(pt_a**-2, np.hypot(b[0], b[1]) ** -2)
-                best = min(best, (closest * squared / 0.4**2, i, j))
-        _, i, j = best
-        if j < 0:
-            jets.append(left.pop(i))
-        else:
-            merged = left[i] + left[j]
-            left = [p for k, p in enumerate(left) if k not in (i, j)] + [merged]
-    return [jet for jet in jets if np.hypot(jet[0], jet[1]) > pt_min]
-
-
-def test_jets_agree_with_anti_kt_by_the_book() -> None:
-    pytest.importorskip("fastjet")
-    rng = np.random.default_rng(8)
-    n_events, n = 15, 12
-    event = np.repeat(np.arange(n_events), n)
-    event = event[event != 4]  # a collision without particles
-    size = len(event)
-    flow = flow_of(
-        event.tolist(),
-        [0] * size,
-        rng.exponential(30, size).tolist(),
-        rng.uniform(-1.0, 1.0, size).tolist(),
-        rng.uniform(-1.0, 1.0, size).tolist(),
-        [-1] * size,
-    )
-    owner, jets = cluster_jets(flow, n_events, 25.0)
-    assert 4 not in owner
-    for i in range(n_events):
-        expected = slow_anti_kt(flow.p4[event == i], 25.0)
-        expected.sort(key=lambda p: -np.hypot(p[0], p[1]))
-        ours = sorted(jets[owner == i], key=lambda p: -np.hypot(p[0], p[1]))
-        assert len(ours) == len(expected)
-        for jet, reference in zip(ours, expected, strict=True):
-            np.testing.assert_allclose(jet, reference, rtol=1e-9)
-
-
 def test_ptmiss_balances_what_is_seen() -> None:
     muon, neutrino = gun(13, 80.0, 0.3), gun(14, 80.0, 0.3)
     both = Particles(
@@ -296,8 +270,7 @@ def test_ptmiss_balances_what_is_seen() -> None:
     )
     response = detect(both, N, np.random.default_rng(1))
     seen = np.zeros((N, 2))
-    for flow in (response.objects, response.rest):
-        np.add.at(seen, flow.event, flow.p4[:, :2])
+    np.add.at(seen, response.flow.event, response.flow.p4[:, :2])
     np.testing.assert_allclose(response.ptmiss, -seen, atol=1e-9)
     found = response.objects.event
     neutrino_momentum = -np.stack([neutrino.px, neutrino.py], axis=1)
@@ -306,7 +279,8 @@ def test_ptmiss_balances_what_is_seen() -> None:
 
 def test_ptmiss_noise_widens_each_component() -> None:
     quiet = shoot(14, 50.0, 0.0).ptmiss
-    noisy = detect(gun(14, 50.0, 0.0), N, np.random.default_rng(1), ptmiss_noise=12.0).ptmiss
+    settings = DetectorSettings(ptmiss_noise=12.0)
+    noisy = detect(gun(14, 50.0, 0.0), N, np.random.default_rng(1), settings).ptmiss
     assert not quiet.any(), "a neutrino is invisible"
     assert noisy.std(axis=0) == pytest.approx([12.0, 12.0], rel=0.03)
 
@@ -319,7 +293,7 @@ def test_new_stable_particles_and_the_beam_line_are_invisible() -> None:
         *(getattr(particles, name) for name in ("px", "py", "pz", "energy")),
     )
     for unseen in (heavy, gun(22, 50.0, 5.5, 100)):
-        assert len(energy_flow(unseen, np.random.default_rng(1)).pt) == 0
+        assert len(flow_from(unseen).pt) == 0
 
 
 def test_the_same_random_numbers_give_the_same_response() -> None:

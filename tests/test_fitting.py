@@ -61,3 +61,26 @@ def test_bad_requests_are_refused(toy_events: ToyEvents) -> None:
     p4[11, 0, 0] = torch.nan
     with pytest.raises(InputError, match="In 1 of 60 events 'p4' is not finite, first in event 11"):
         mr.fit("barman2025", replace(events, p4=p4), max_epochs=1)
+
+
+def test_backgrounds_and_events_without_truth_are_reconstructed(toy_events: ToyEvents) -> None:
+    events = toy_events(300, seed=8)
+    recipe = TrainingConfig(max_steps=4, batch_size=64, metric_events=20, seed=4)
+    model = mr.fit("barman2025", events, preset="small", training=recipe, progress=False)
+    without_truth = replace(events, partons=None, masses=None)
+    background = mr.Events(
+        card=mr.load_card("background_wh"),
+        p4=events.p4,
+        present=events.present,
+        attributes=events.attributes,
+        ptmiss=events.ptmiss,
+        weight=events.weight,
+    )
+    assert not background.has_targets
+    draws = mr.reconstruct(model, events, n_samples=3, steps=4, seed=1)
+    for other in (without_truth, background):
+        posterior = mr.reconstruct(model, other, n_samples=3, steps=4, seed=1)
+        assert torch.equal(posterior.samples, draws.samples)
+        assert posterior.estimate("median").shape == draws.estimate("median").shape
+        with pytest.raises(InputError, match="truth|targets"):
+            mr.efficiency(posterior, windows=(30,))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from massrecon.errors import GenerationError, InputError, StoreError
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Events
 from massrecon.events.generator import simulate
+from massrecon.events.manifest import manifest_text
 from massrecon.events.masses import MassRequest
 from massrecon.events.part import Part, PartMaker
-from massrecon.events.pool import WorkerPool
+from massrecon.events.partfile import PartFile
 from massrecon.events.pythia import Record
+from massrecon.events.regeneration import regenerate, regeneration_differences
 from massrecon.events.request import Request
 from massrecon.events.store import MANIFEST, load_events, locked
 from massrecon.events.truth import check_masses, check_matched, match_partons
@@ -172,6 +176,54 @@ def test_an_unreadable_decay_is_marked_and_counted(card: ProcessCard) -> None:
     check_matched(card, 995, 1000)
 
 
+def overlapping_card(names: dict[str, list[int]]) -> ProcessCard:
+    """A card that produces one particle of each name, with the PDG codes given."""
+    return load_card(
+        {
+            "name": "overlapping",
+            "title": "names that share codes",
+            "beam_energy": 14_000.0,
+            "decay": f"p p > {' '.join(names)}",
+            "particles": {name: {"pdg": pdg, "symbol": name} for name, pdg in names.items()},
+            "pythia": {},
+            "objects": [{"kind": "jet", "count": 1, "pt_min": 25.0, "eta_max": 4.0, "minimum": 0}],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "produced", "expected"),
+    [
+        ({"a": [1, 2], "b": [1]}, [2, 1], [2, 1]),
+        ({"a": [1, 2], "b": [1]}, [1, 2], [2, 1]),
+        ({"a": [1, 2], "b": [1]}, [-1, 1], [1, -1]),
+        ({"a": [1, 2], "b": [1]}, [2, 2], None),
+        ({"a": [1, 2], "b": [2, 3], "c": [3, 1]}, [3, 1, 2], [1, 2, 3]),
+        ({"a": [1, 2], "b": [2, 3], "c": [3, 1]}, [3, 3, 1], [1, 3, 3]),
+        ({"a": [1, 2], "b": [2, 3], "c": [3, 1]}, [2, 2, 2], None),
+        ({"a": [1], "b": [2], "c": [2]}, [2, -2, 1], [1, 2, -2]),
+        ({"a": [1], "b": [2], "c": [2]}, [2, 1, 1], None),
+    ],
+)
+def test_names_that_share_codes_get_a_particle_each(
+    names: dict[str, list[int]], produced: list[int], expected: list[int] | None
+) -> None:
+    codes = np.array([90, 2212, 2212, 21, 21, *produced])
+    n = len(codes)
+    mothers = [np.where(np.arange(n) > 4, mother, 0) for mother in (3, 4)]
+    columns: dict[str, Any] = {
+        name: np.zeros(n, int) for name in ("status", "daughter1", "daughter2")
+    }
+    columns |= {"id": codes, "mother1": mothers[0], "mother2": mothers[1]}
+    # falling transverse momentum in the order of the list; the mass tells the code
+    columns |= {"px": 100.0 - np.arange(n), "m": codes.astype(float)}
+    columns |= {name: np.zeros(n) for name in ("py", "pz", "e")}
+    partons, matched = match_partons(overlapping_card(names), Record(columns, np.array([0, n])))
+    assert matched[0] == (expected is not None)
+    if expected is not None:
+        assert partons[0, :, 3].tolist() == expected
+
+
 def test_events_keep_count_and_provenance(reference: Events) -> None:
     assert len(reference) == N_TWO_PARTS
     reference.validate()
@@ -182,7 +234,11 @@ def test_events_keep_count_and_provenance(reference: Events) -> None:
     assert made["card"] == reference.card.fingerprint()
     assert made["n_generated"] >= made["n_selected"] >= N_TWO_PARTS
     assert 0.3 < made["n_selected"] / made["n_generated"] < 0.5
-    assert made["cross_sections_fb"]["600"] == pytest.approx(16.9, rel=0.05)
+    assert [cell["masses"]["chi10"] for cell in made["cells"]] == [
+        [low, low + 50.0] for low in range(50, 450, 50)
+    ]
+    assert sum(cell["n_generated"] for cell in made["cells"]) == made["n_generated"]
+    assert sum(cell["n_selected"] for cell in made["cells"]) == made["n_selected"]
     assert reference.masses is not None
     assert reference.masses[:, 1].min() >= 50
     assert reference.masses[:, 1].max() <= 450
@@ -244,6 +300,35 @@ def test_a_finished_folder_is_not_made_again_and_may_grow(
     assert torch.equal(grown.p4, reference.p4[:300])
 
 
+def test_a_part_is_made_again_bit_for_bit_from_its_manifest(
+    small_folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_folder, copy)
+    assert regeneration_differences(copy, 0) == []
+    again = regenerate(copy, 0)
+    stored = PartFile.open(copy / "part-00000.parquet").arrays(load_card("wino_udd"))
+    assert again.arrays["p4"].tobytes() == stored["p4"].tobytes()
+    rewrite(copy, lambda manifest: manifest["request"].update(seed=SEED + 1))
+    assert {"p4", "masses", "counts"} <= set(regeneration_differences(copy, 0))
+    rewrite(copy, lambda manifest: manifest["request"]["versions"].update(pythia8mc="8.1"))
+    with pytest.raises(GenerationError, match=r"versions pythia8mc: 8.1 there, 8\..* here"):
+        regenerate(copy, 0)
+    with pytest.raises(StoreError, match="has no part 7: it has 1 parts"):
+        regenerate(copy, 7)
+    load_events(small_folder).save(copy)
+    with pytest.raises(StoreError, match="does not hold a simulation as it was made"):
+        regenerate(copy, 0)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes a manifest and makes its checksum good."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    del manifest["sha256"]
+    (folder / MANIFEST).write_text(manifest_text(manifest))
+
+
 def test_a_damaged_part_is_made_again(small_folder: Path, reference: Events) -> None:
     path = small_folder / "part-00000.parquet"
     path.write_bytes(path.read_bytes()[:-100])
@@ -283,6 +368,13 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"n_events": None}, "'n_events' is missing"),
+        ({"n_generated": 500}, "'n_events' and 'n_generated' exclude each other"),
+        ({"n_events": None, "n_generated": 0.5}, "'n_generated' should be a positive integer"),
+        ({"masses": "lines"}, r"Unknown preset of masses 'lines' \(did you mean 'line'\?\)"),
+        ({"settings": {"truth": 1}}, "'truth' should be True or False"),
+        ({"settings": {"lhe": 3}}, "'lhe' should be the path of a Les Houches file"),
+        ({"settings": {"lhe": "nowhere.lhe"}}, "nowhere.lhe' cannot be read"),
         ({"n_events": 0}, "'n_events' should be a positive integer, got 0"),
         ({"n_events": 10.5}, "'n_events' should be a positive integer"),
         ({"workers": 0}, "'workers' should be a positive integer"),
@@ -317,16 +409,6 @@ def test_an_empty_selection_names_the_cut(card: ProcessCard) -> None:
     content["objects"][1]["pt_min"] = 6000.0
     with pytest.raises(GenerationError, match=r"cut on 'photon' removed the last \(3000 gen.*'obj"):
         simulate(content, 10, seed=SEED, workers=1, progress=False)
-
-
-def test_a_worker_that_dies_is_reported(card: ProcessCard, tmp_path: Path) -> None:
-    request = Request.of(card, MASSES, SEED, None)
-    job = request.to_dict() | {"card": card.to_dict(), "folder": str(tmp_path)}
-    with WorkerPool(1, job, tmp_path) as pool:
-        pool.order(0, 0, 10)
-        pool._processes[0].kill()
-        with pytest.raises(GenerationError, match=r"ended unexpectedly \(exit code -9\)"):
-            next(pool.answers())
 
 
 def test_a_worker_ends_with_its_parent() -> None:

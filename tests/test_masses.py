@@ -61,6 +61,10 @@ def test_a_request_is_stored_without_loss(card: ProcessCard) -> None:
         ({"chi10": float("nan")}, r"'chi10' should be positive and finite"),
         ({"chi10": 5}, r"'chi10' = 5 GeV is outside the range 10 to 2400 GeV"),
         (["chi10=50"], r"'masses' should map names to values"),
+        (
+            "lines",
+            r"Unknown preset of masses 'lines' \(did you mean 'line'\?\): choose from line, ",
+        ),
     ],
 )
 def test_a_wrong_request_is_refused(card: ProcessCard, masses: Any, message: str) -> None:
@@ -101,6 +105,7 @@ def test_channels_that_are_never_open_together_are_refused(card: ProcessCard) ->
     content = card.to_dict()
     opposite = {"parent": "chi10", "daughters": ["chi20"], "minimum_gap": 10.0}
     content["open_channels"].append(opposite)
+    del content["presets"]
     with pytest.raises(InputError, match=r"No decay is open anywhere in the masses chi20=300:700"):
         parse_masses(load_card(content), {"chi20": (300, 700), "chi10": (200, 600)})
 
@@ -116,6 +121,49 @@ def test_the_open_part_of_a_box_is_filled_uniformly(card: ProcessCard) -> None:
     width = points[:, 0] - 326.0
     assert ((points[:, 1] - 200.0) / width).mean() == pytest.approx(0.5, abs=0.01)
     assert np.mean(width) == pytest.approx((74**2 + 74 * 274 + 274**2) * 2 / 3 / 348, rel=0.01)
+
+
+def test_a_box_of_two_grids_is_cut_to_its_open_points(card: ProcessCard) -> None:
+    masses = {"chi20": [400, 500, 600], "chi10": [100, 274, 300]}
+    points = parse_masses(card, masses).draw(np.random.default_rng(1), 2_000)
+    found = {tuple(point) for point in points.tolist()}
+    everything = {(m2, m1) for m2 in (400.0, 500.0, 600.0) for m1 in (100.0, 274.0, 300.0)}
+    assert found == everything - {(400.0, 300.0)}
+    with pytest.raises(InputError, match="is closed"):
+        parse_masses(card, {"chi20": [200, 300], "chi10": [180, 400]})
+
+
+def test_the_presets_of_wino_udd_are_the_published_grids_and_their_ranges(
+    card: ProcessCard,
+) -> None:
+    rng = np.random.default_rng(1)
+    line = parse_masses(card, "line")
+    assert line == parse_masses(card, {"chi20": 600, "chi10": (50, 450)})
+    grid = np.unique(parse_masses(card, "published_line").draw(rng, 500), axis=0)
+    np.testing.assert_array_equal(grid, [[600.0, m1] for m1 in range(50, 401, 50)])
+    plane = np.unique(parse_masses(card, "published_plane").draw(rng, 5_000), axis=0)
+    assert (plane % 50 == 0).all()
+    assert plane.min(axis=0).tolist() == [400, 50]
+    assert plane.max(axis=0).tolist() == [650, 500]
+    assert (plane[:, 0] - plane[:, 1]).min() == 150
+    assert len(plane) == 45
+    wide = parse_masses(card, "plane").draw(rng, 5_000)
+    assert (wide.min(axis=0) < plane.min(axis=0)).all(), "margins around the published region"
+    assert (wide.max(axis=0) > plane.max(axis=0)).all()
+    again = parse_masses(card, "plane").to_dict()
+    assert parse_masses(card, again) == parse_masses(card, "plane")
+
+
+def test_a_card_without_presets_or_masses_says_so(card: ProcessCard) -> None:
+    content = card.to_dict()
+    del content["presets"]
+    with pytest.raises(InputError, match=r"got 'line': the card 'wino_udd' has no presets"):
+        parse_masses(load_card(content), "line")
+    prior = parse_masses(load_card("background_wh"))
+    assert prior.draw(np.random.default_rng(1), 7).shape == (7, 0)
+    assert Tiers.of(prior).index(np.zeros(0)) == 0
+    with pytest.raises(InputError, match="Unknown mass 'chi10'"):
+        parse_masses(load_card("background_wh"), {"chi10": 100})
 
 
 def test_a_grid_is_drawn_evenly(card: ProcessCard) -> None:

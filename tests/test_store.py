@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from massrecon.errors import StoreError
-from massrecon.events import store
+from massrecon.errors import InputError, StoreError
+from massrecon.events import writer
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
+from massrecon.events.manifest import manifest_text
 from massrecon.events.store import MANIFEST, load_events, locked, save_events, write_part
 from tests.conftest import ToyEvents
 
@@ -28,14 +30,14 @@ def events(toy_events: ToyEvents) -> Events:
 @pytest.fixture
 def folder(events: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Saved events in three parts."""
-    monkeypatch.setattr(store, "_EVENTS_PER_FILE", 100)
+    monkeypatch.setattr(writer, "EVENTS_PER_FILE", 100)
     save_events(events, tmp_path / "events")
     return tmp_path / "events"
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
     path = folder / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(manifest_text(json.loads(path.read_text()) | changes))
 
 
 def assert_same(one: Events, two: Events) -> None:
@@ -110,13 +112,13 @@ def test_a_damaged_part_is_refused(folder: Path, damage: str) -> None:
     if damage == "flipped":
         content[len(content) // 2] ^= 1
     path.write_bytes(content if damage == "flipped" else content[:-9])
-    with pytest.raises(StoreError, match=r"part-00001\.parquet' is damaged .*delete it and run"):
+    with pytest.raises(StoreError, match=r"part-00001\.parquet' is damaged .*partial=True"):
         load_events(folder)
 
 
 def test_a_missing_part_is_refused(folder: Path) -> None:
     (folder / "part-00002.parquet").unlink()
-    with pytest.raises(StoreError, match=r"part-00002\.parquet' is missing: run the same"):
+    with pytest.raises(StoreError, match=r"part-00002\.parquet' is missing: restore it"):
         load_events(folder)
 
 
@@ -149,7 +151,7 @@ def test_a_part_that_does_not_fit_the_card_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 99}, r"has schema 99, this version of massrecon reads 1"),
+        ({"schema": 99}, r"has schema 99, this version of massrecon reads up to 2"),
         ({"format": "something"}, "is not the manifest of an event folder"),
         ({"card": {"name": "x"}}, "process card in .* cannot be used"),
         ({"n_events": 400}, "holds 250 of 400 events, because the simulation was interrupted"),
@@ -202,16 +204,83 @@ def test_a_lock_keeps_others_out_until_it_is_given_back(tmp_path: Path) -> None:
         pass
 
 
-def test_unphysical_values_are_reported_with_file_count_and_first_event(
-    events: Events, tmp_path: Path
-) -> None:
+@pytest.fixture
+def unphysical(events: Events) -> Events:
     p4 = events.p4.clone()
     p4[[20, 90], 0, 3] *= -1
-    save_events(replace(events, p4=p4), tmp_path / "bad")
-    with pytest.raises(StoreError, match=r"bad'.*In 2 of 250 .* is negative, first in event 20"):
-        load_events(tmp_path / "bad")
+    return replace(events, p4=p4)
+
+
+def test_unphysical_events_are_not_saved(unphysical: Events, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"In 2 of 250 .* is negative, first in event 20 \(slot"):
+        save_events(unphysical, tmp_path / "bad")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unphysical_values_are_reported_with_file_count_and_first_event(
+    unphysical: Events, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.parquet"
+    write_part(path, unphysical.to_arrays(), unphysical.card)
+    with pytest.raises(StoreError, match=r"bad.*In 2 of 250 .* is negative, first in event 20"):
+        load_events(path)
 
 
 def test_an_empty_sample_comes_back_empty(events: Events, tmp_path: Path) -> None:
     save_events(events[:0], tmp_path / "none")
     assert len(load_events(tmp_path / "none")) == 0
+
+
+def test_a_simulation_of_collisions_that_is_not_finished_is_known_as_such(
+    events: Events, folder: Path
+) -> None:
+    provenance = {"finished": False, "n_generated": 1000}
+    edit_manifest(folder, provenance=provenance, request={"seed": 1})
+    with pytest.raises(StoreError, match="holds 250 events of an unfinished sample"):
+        load_events(folder)
+    with pytest.warns(UserWarning, match="unfinished sample, in 3 finished parts"):
+        assert_same(load_events(folder, partial=True), events)
+
+
+def test_a_manifest_that_promises_too_much_is_refused(folder: Path) -> None:
+    parts = json.loads((folder / MANIFEST).read_text())["parts"]
+    edit_manifest(folder, parts=[parts[0] | {"n_events": 10**15}], n_events=10**15)
+    with pytest.raises(StoreError, match=r"not enough memory|the manifest says 10{15}"):
+        load_events(folder)
+    edit_manifest(folder, parts=[parts[0], parts[0]])
+    with pytest.raises(StoreError, match="a part is listed twice"):
+        load_events(folder)
+
+
+def test_parts_with_other_arrays_than_the_first_are_refused(events: Events, folder: Path) -> None:
+    arrays = {name: a[100:200] for name, a in events.to_arrays().items() if name != "partons"}
+    digest = write_part(folder / "part-00001.parquet", arrays, events.card)
+    parts = json.loads((folder / MANIFEST).read_text())["parts"]
+    parts[1]["sha256"] = digest
+    edit_manifest(folder, parts=parts)
+    with pytest.raises(StoreError, match=r"part-00001.* differs from the first part .*partons"):
+        load_events(folder)
+
+
+def test_alternative_weights_come_back(events: Events, tmp_path: Path) -> None:
+    varied = replace(events, variations={"muR=2": 2 * events.weight, "pdf 7": events.weight + 1})
+    save_events(varied, tmp_path / "events")
+    again = load_events(tmp_path / "events")
+    assert list(again.variations) == ["muR=2", "pdf 7"]
+    for name, weights in varied.variations.items():
+        assert torch.equal(again.variations[name], weights)
+
+
+def test_parquet_files_of_others_with_wrong_types_or_empty_cells_are_refused(
+    events: Events, folder: Path
+) -> None:
+    path = folder / "part-00000.parquet"
+    table = pq.read_table(path)
+    i = table.schema.get_field_index("jet1_charge")
+    for values, message in (
+        (table["jet1_charge"].cast("int64"), r"'jet1_charge' holds int64 in place of int8"),
+        (pyarrow.nulls(100, "int8"), r"has empty cells in 'jet1_charge'"),
+    ):
+        pq.write_table(table.set_column(i, "jet1_charge", values), path)
+        with pytest.raises(StoreError, match=message):
+            load_events(path)

@@ -34,10 +34,18 @@ def test_parents_and_children_agree() -> None:
 
 
 def test_like_particles_on_one_side_decay_in_order() -> None:
-    topology = DecayTopology.parse("p p > A A, (A > Z Z, Z > e e), (A > Z Z, Z > q q, Z > v v)")
+    topology = DecayTopology.parse("p p > A A, (A > Z Z), (A > Z Z, Z > q q, Z > v v)")
     assert topology.labels[:2] == ("A_a", "Z1_a")
-    assert topology.node("Z2_a").children == ()
-    assert [topology.nodes[i].name for i in topology.node("Z2_b").children] == ["v", "v"]
+    assert [topology.nodes[i].name for i in topology.node("Z1_b").children] == ["q", "q"]
+    assert [topology.nodes[i].label for i in topology.node("Z2_b").children] == ["v1", "v2"]
+
+
+def test_a_decay_that_is_given_once_serves_all_like_particles() -> None:
+    antler = DecayTopology.parse("p p > A A, (A > a B, B > b C)")
+    assert " ".join(antler.labels) == "A_a a_a B_a b_a C_a A_b a_b B_b b_b C_b"
+    deeper = DecayTopology.parse("p p > A A A, (A > Z Z, Z > e e), (A > f g)")
+    assert [deeper.nodes[i].name for i in deeper.node("Z2").children] == ["e", "e"]
+    assert deeper.node("A_c").children == ()  # two decays of three particles: taken in order
 
 
 def test_sketch_shows_every_particle_once() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import massrecon
 from massrecon.cli import cards
 from massrecon.cli import events as event_folders
+from massrecon.cli.importing import import_file
 from massrecon.errors import InputError, MassReconError
 
 app = typer.Typer(
@@ -20,20 +23,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_STOPPED = "Stopped. Finished parts are kept: the same command goes on."
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+
 app.add_typer(cards.app, name="cards")
 app.add_typer(event_folders.app, name="events")
+app.command("import")(import_file)
 
 
 def main() -> None:
     """Runs the command line; an error of massrecon's own is printed without a traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     try:
         app()
     except MassReconError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt:
-        typer.secho("Stopped. Finished parts are kept: the same command goes on.", err=True)
-        sys.exit(130)
+    except SystemExit as end:  # typer makes one of ctrl-C
+        if end.code in (_INTERRUPTED, _TERMINATED):
+            typer.secho(_STOPPED, err=True)
+        raise
 
 
 def _version(wanted: bool) -> None:
@@ -55,11 +65,22 @@ def _options(
 def simulate(
     process: Annotated[str, typer.Argument(help="Name of a process card, or path of your own.")],
     out: Annotated[Path, typer.Option(help="Folder for the events; resumed if it is there.")],
-    events: Annotated[int, typer.Option(help="Number of selected events.")] = 20_000,
+    events: Annotated[
+        int | None,
+        typer.Option(help="Number of selected events.", show_default="20000, or a whole LHE file"),
+    ] = None,
+    generated: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of collisions to generate, in place of --events: keeps what is"
+            " selected of them, for backgrounds that hardly ever are."
+        ),
+    ] = None,
     masses: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUE [GeV]: 600 is fixed, 50:450 a continuous range, 50,100,150 a grid."
+            help="NAME=VALUE [GeV]: 600 is fixed, 50:450 a continuous range, 50,100,150 a grid; or"
+            " the name of a preset of the card."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed: the same seed gives the same events.")] = 0,
@@ -69,20 +90,37 @@ def simulate(
     multiparton: Annotated[
         bool, typer.Option("--multiparton", help="Simulate multiparton interactions: slower.")
     ] = False,
+    ptmiss_noise: Annotated[
+        float | None,
+        typer.Option(help="Extra width of each component of ptmiss, for pile-up [GeV]."),
+    ] = None,
+    lhe: Annotated[
+        Path | None, typer.Option(help="Les Houches file with the hard collisions to shower.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: any other setting of 'simulate'; repeat for more."),
+    ] = None,
 ) -> None:
     """Simulate collisions: generator, detector, selection, event store."""
     from massrecon.events.generator import simulate as simulate_events
 
+    settings: dict[str, Any] = _values(option or [], "--set")
+    given = {"multiparton": multiparton or None, "ptmiss_noise": ptmiss_noise, "lhe": lhe}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    if events is None and generated is None and lhe is None:
+        events = 20_000
     sample = simulate_events(
         process,
         n_events=events,
-        masses=_assignments(masses or [], "--masses"),
+        masses=_mass_request(masses or []),
         seed=seed,
         workers=workers,
         out=out,
-        settings={"multiparton": True} if multiparton else None,
+        settings=settings,
+        n_generated=generated,
     )
-    made = sample.provenance.get("n_generated")
+    made = sample.provenance["n_generated"]
     typer.echo(f"{len(sample)} selected events of {made} generated ones are in {out}")
 
 
@@ -112,6 +150,26 @@ def demo(
     from massrecon.runs.demo import run_demo
 
     run_demo(out, fresh=fresh, seed=seed)
+
+
+def _mass_request(given: list[str]) -> dict[str, str] | str:
+    """Reads the options ``--masses``: assignments, or the name of one preset."""
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    return _assignments(given, "--masses")
+
+
+def _values(pairs: list[str], option: str) -> dict[str, Any]:
+    """Reads NAME=VALUE options whose values are numbers, true or false, lists or text."""
+    import yaml
+
+    values = {}
+    for name, text in _assignments(pairs, option).items():
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"'{option}' cannot read the value of '{name}': {error}.") from error
+    return values
 
 
 def _assignments(pairs: list[str], option: str) -> dict[str, str]:

@@ -12,12 +12,12 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from massrecon.events.particles import Floats, Integers, Mask, total_by
-from massrecon.events.response import ecal_resolution, hcal_resolution
+from massrecon.events.response import ecal_resolution, hcal_resolution, log_normal
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,26 @@ class Deposits:
     phi: Floats
     energy: Floats
 
+    def __getitem__(self, which: Mask | Integers) -> Deposits:
+        """Selects rows by mask or index."""
+        return Deposits(self.event[which], self.eta[which], self.phi[which], self.energy[which])
+
 
 @dataclass(frozen=True)
 class Balance:
     """What a calorimeter makes of the deposits and tracks.
 
     Attributes:
-        neutral: Neutral excesses; the direction is uniform within the tower.
+        towers: Measured towers above threshold; the direction is uniform within the tower.
+        tower: Key of each of them, shape ``(n_towers,)``.
+        neutral: Neutral excesses, in the direction of their towers.
         neutral_tower: Key of the tower of each neutral excess, shape ``(n_neutral,)``.
         track_tower: Key of the tower of each track, shape ``(n_tracks,)``.
         track_scale: Factor for the momentum of each track, shape ``(n_tracks,)``.
     """
 
+    towers: Deposits
+    tower: Integers
     neutral: Deposits
     neutral_tower: Integers
     track_tower: Integers
@@ -62,6 +70,12 @@ class Towers:
         self.eta_edges = eta_edges
         self.phi_cells = phi_cells
         self._first = np.concatenate([[0], np.cumsum(phi_cells)])
+        self._ring = np.repeat(np.arange(len(phi_cells)), phi_cells)
+        # a grid so fine that no two edges lie in one of its steps, and the ring where each begins
+        self._per_step = 2.0 / np.diff(eta_edges).min()
+        n_steps = int((eta_edges[-1] - eta_edges[0]) * self._per_step) + 1
+        grid = eta_edges[0] + np.arange(n_steps) / self._per_step
+        self._begins = np.maximum(np.searchsorted(eta_edges, grid) - 1, 0)
 
     @property
     def n_cells(self) -> int:
@@ -70,10 +84,16 @@ class Towers:
 
     def key(self, hits: Deposits) -> Integers:
         """Returns a number that is unique to the collision and the cell of each hit."""
-        ring = np.searchsorted(self.eta_edges, hits.eta) - 1
+        ring = self._ring_at(hits.eta)
         cells = self.phi_cells[ring]
         cell = ((hits.phi + np.pi) * (cells / (2.0 * np.pi))).astype(np.int64)
         return hits.event * self.n_cells + self._first[ring] + np.minimum(cell, cells - 1)
+
+    def _ring_at(self, eta: Floats) -> Integers:
+        """Finds the ring of each pseudorapidity, upper edge included, faster than by bisection."""
+        step = ((eta - self.eta_edges[0]) * self._per_step).astype(np.int64)
+        ring = self._begins[step]
+        return ring + (eta > self.eta_edges[ring + 1])
 
     def contains(self, eta: Floats) -> Mask:
         """Says which pseudorapidities the calorimeter covers."""
@@ -81,7 +101,7 @@ class Towers:
 
     def ring(self, key: Integers) -> Integers:
         """Returns the eta ring of each key."""
-        return np.searchsorted(self._first, key % self.n_cells, side="right") - 1
+        return self._ring[key % self.n_cells]
 
     def centre(self, key: Integers) -> Floats:
         """Returns the pseudorapidity of the centre of each cell."""
@@ -132,40 +152,38 @@ class Calorimeter:
         keys = np.concatenate([self.towers.key(deposits), self.towers.key(tracks)])
         tower, index = np.unique(keys, return_inverse=True)
         track_index = index[n_deposits:]
-        abs_eta = np.abs(self.towers.centre(tower))
         deposited = total_by(index[:n_deposits], deposits.energy, len(tower))
-        energy = self._smear(deposited, abs_eta, rng)
-        sigma_squared = self.resolution(energy, abs_eta) ** 2
+        energy, sigma_squared = self._smear(deposited, np.abs(self.towers.centre(tower)), rng)
         charged = total_by(track_index, tracks.energy, len(tower))
         charged_sigma_squared = total_by(track_index, track_sigma**2, len(tower))
 
         excess = np.maximum(energy - charged, 0.0)
-        noise = np.sqrt(sigma_squared + charged_sigma_squared + 1e-12)
-        is_neutral = (excess > self.energy_min) & (excess > self.significance_min * noise)
-        best = (sigma_squared * charged + charged_sigma_squared * energy) / noise**2
-        keep = is_neutral | (charged <= 0.0) | (sigma_squared <= 0.0)
+        noise_squared = sigma_squared + charged_sigma_squared + 1e-12
+        is_neutral = excess > self.energy_min
+        is_neutral &= excess**2 > self.significance_min**2 * noise_squared
+        best = (sigma_squared * charged + charged_sigma_squared * energy) / noise_squared
+        keep = is_neutral | (charged <= 0.0)
         scale = np.where(keep, 1.0, best / np.maximum(charged, 1e-9))
 
+        lit = np.flatnonzero(energy > 0.0)
+        eta, phi = self.towers.scatter(tower[lit], rng)
+        towers = Deposits(tower[lit] // self.towers.n_cells, eta, phi, energy[lit])
+        neutral = replace(towers[is_neutral[lit]], energy=excess[is_neutral])
         kept = tower[is_neutral]
-        eta, phi = self.towers.scatter(kept, rng)
-        neutral = Deposits(kept // self.towers.n_cells, eta, phi, excess[is_neutral])
-        return Balance(neutral, kept, keys[n_deposits:], scale[track_index])
+        return Balance(towers, tower[lit], neutral, kept, keys[n_deposits:], scale[track_index])
 
-    def _smear(self, energy: Floats, abs_eta: Floats, rng: np.random.Generator) -> Floats:
-        """Smears tower energies log-normally and drops those below the noise thresholds."""
-        measured = log_normal(energy, self.resolution(energy, abs_eta), rng)
-        threshold = np.maximum(
-            self.energy_min, self.significance_min * self.resolution(measured, abs_eta)
-        )
-        return np.where(measured < threshold, 0.0, measured)
+    def _smear(
+        self, deposited: Floats, abs_eta: Floats, rng: np.random.Generator
+    ) -> tuple[Floats, Floats]:
+        """Smears tower energies log-normally and drops those below the noise thresholds.
 
-
-def log_normal(mean: Floats, sigma: Floats, rng: np.random.Generator) -> Floats:
-    """Draws log-normal numbers of the given mean and standard deviation; zero where mean is 0."""
-    safe = np.maximum(mean, 1e-12)
-    width_squared = np.log1p((sigma / safe) ** 2)
-    exponent = np.sqrt(width_squared) * rng.standard_normal(len(safe)) - 0.5 * width_squared
-    return np.where(mean > 0.0, safe * np.exp(exponent), 0.0)
+        Returns:
+            Energies [GeV] and the squares of the resolutions at the smeared energies [GeV^2].
+        """
+        energy = log_normal(deposited, self.resolution(deposited, abs_eta), rng)
+        sigma = self.resolution(energy, abs_eta)
+        quiet = energy < np.maximum(self.energy_min, self.significance_min * sigma)
+        return np.where(quiet, 0.0, energy), sigma**2
 
 
 def _ecal_towers() -> Towers:
@@ -182,7 +200,10 @@ def _hcal_towers() -> Towers:
     )
     forward = np.array([2.8, 3.0, 3.2, 3.3, 3.5, 3.7, 3.9, 4.1, 4.3, 4.5, 4.7, 4.9])
     eta = np.concatenate([backward, fine, forward])
-    return Towers(eta, np.where(np.abs(eta[:-1] + eta[1:]) < 2 * 2.6, 36, 18))
+    centre = np.abs(eta[:-1] + eta[1:]) / 2.0
+    # a single ring of fine cells lies further out, as in the card
+    is_fine = (centre < 2.6) | ((centre > 3.2) & (centre < 3.3))
+    return Towers(eta, np.where(is_fine, 36, 18))
 
 
 ECAL = Calorimeter(_ecal_towers(), ecal_resolution, energy_min=0.5, significance_min=1.0)

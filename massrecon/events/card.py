@@ -14,7 +14,6 @@ import json
 import string
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from massrecon.errors import CardError, InputError, unknown_name
 from massrecon.events.cardfile import Location, SourceLines, describe_errors, parse_yaml
+from massrecon.events.library import find_card, read_card
 from massrecon.events.sections import (
     DETECTED_KINDS,
     DetectorSettings,
@@ -29,11 +29,13 @@ from massrecon.events.sections import (
     MassParameter,
     OpenChannel,
     Particle,
+    PhaseSpaceSettings,
     PythiaSettings,
     Section,
     SlotGroup,
-    refusal,
+    refusals,
 )
+from massrecon.events.toycard import toy_problems
 from massrecon.kinematics.topology import DecayTopology
 
 COMPONENTS = ("px", "py", "pz", "m")
@@ -53,10 +55,14 @@ class ProcessCard(Section):
         decay: The decay chains, in the notation of `DecayTopology`.
         particles: Particles by their name in `decay`.
         masses: Mass parameters by name; empty for a process without free masses.
+        presets: Named choices of masses, each as in a mass request: a number, ``"low:high"`` or a
+            list of numbers for each mass.
         open_channels: Decays that must be open.
-        pythia: How the process is generated.
+        pythia: How Pythia generates the process.
+        phase_space: How a toy is generated; a card has either this or `pythia`.
         detector: Options of the detector response.
-        objects: Kinds of reconstructed objects.
+        objects: Kinds of reconstructed objects; in a file, the name of another card takes over
+            those of that card, and likewise for `cuts`.
         cuts: Cuts on whole events.
         targets: For each mass, the label of the particle whose four components are learned.
     """
@@ -70,8 +76,10 @@ class ProcessCard(Section):
     decay: str
     particles: dict[str, Particle]
     masses: dict[str, MassParameter] = Field(default_factory=dict)
+    presets: dict[str, dict[str, float | str | list[float]]] = Field(default_factory=dict)
     open_channels: tuple[OpenChannel, ...] = ()
-    pythia: PythiaSettings
+    pythia: PythiaSettings = PythiaSettings()
+    phase_space: PhaseSpaceSettings | None = None
     detector: DetectorSettings = DetectorSettings()
     objects: tuple[SlotGroup, ...] = Field(min_length=1)
     cuts: EventCuts = EventCuts()
@@ -79,8 +87,9 @@ class ProcessCard(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> ProcessCard:
-        for where, problem in _inconsistencies(self):
-            raise refusal(problem, *where)
+        problems = list(_inconsistencies(self)) or list(_preset_problems(self))
+        if problems:
+            raise refusals(problems)
         return self
 
     @cached_property
@@ -140,11 +149,15 @@ class ProcessCard(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the card as plain data that `load_card` reads back."""
-        return self.model_dump(mode="json", exclude_none=True)
+        unused = {"pythia"} if self.phase_space is not None else None
+        return self.model_dump(mode="json", exclude_none=True, exclude=unused)
 
     def fingerprint(self) -> str:
-        """Returns a SHA-256 of everything the card says."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+        """Returns a SHA-256 of everything the card says, but for where its LHE file lies."""
+        content = self.to_dict()
+        if self.pythia.lhe is not None:
+            content["pythia"]["lhe"] = Path(self.pythia.lhe).name
+        canonical = json.dumps(content, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -152,11 +165,12 @@ def load_card(card: str | Path | Mapping[str, Any] | ProcessCard) -> ProcessCard
     """Loads a process card.
 
     Args:
-        card: Name of a built-in card, path of a YAML file, or the content of one.
+        card: Name of a card, built-in or in the folder that the environment variable
+            ``MASSRECON_CARDS`` names; path of a YAML file; or the content of one.
 
     Raises:
         CardError: If the file is missing or wrong; the message names the line and the remedy.
-        InputError: If no built-in card has this name.
+        InputError: If no card has this name.
     """
     if isinstance(card, ProcessCard):
         return card
@@ -164,33 +178,65 @@ def load_card(card: str | Path | Mapping[str, Any] | ProcessCard) -> ProcessCard
         return _build(dict(card), SourceLines.without_file("card"))
     path = Path(card)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CardError(f"The card '{path}' cannot be read: {error}.") from error
-        return _build(*parse_yaml(text, str(path)))
-    if str(card) not in builtin_cards():
-        error = unknown_name("process", str(card), builtin_cards())
-        raise InputError(f"{error} A card of your own is given by the path of its .yaml file.")
-    resource = files("massrecon.events") / "cards" / f"{card}.yaml"
-    return _build(*parse_yaml(resource.read_text(encoding="utf-8"), f"{card}.yaml"))
+        return _build(*parse_yaml(read_card(path), str(path)), path.parent)
+    text, source = find_card(str(card))
+    own = _build(*parse_yaml(text, source), Path(source).parent)
+    if own.name != str(card):
+        raise CardError(
+            f"The card in '{source}' calls itself '{own.name}': call the file {own.name}.yaml, or "
+            f"change 'name' to {card}."
+        )
+    return own
 
 
-def builtin_cards() -> tuple[str, ...]:
-    """Returns the names of the built-in cards."""
-    folder = files("massrecon.events") / "cards"
-    return tuple(sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml")))
+_BORROWED = ("objects", "cuts")
 
 
-def _build(content: Any, lines: SourceLines) -> ProcessCard:
+def complete_card(content: Any, lines: SourceLines, folder: Path) -> Any:
+    """Takes over what a card borrows from another one, and finds the files that it names.
+
+    Raises:
+        CardError: If the other card is not there, or has not got what is borrowed.
+    """
+    content = dict(content)
+    for entry in _BORROWED:
+        other = content.get(entry)
+        if isinstance(other, str):
+            try:
+                content[entry] = _lent(entry, other, folder)
+            except InputError as error:
+                raise CardError(f"{lines.place((entry,))}: '{entry}': {error}") from error
+    pythia = content.get("pythia")
+    if isinstance(pythia, Mapping) and isinstance(pythia.get("lhe"), str):
+        content["pythia"] = {**pythia, "lhe": str(folder / pythia["lhe"])}
+    return content
+
+
+def _lent(entry: str, card: str, folder: Path) -> Any:
+    """Returns an entry of another card as it is written there.
+
+    Raises:
+        InputError: If there is no such card, or it borrows the entry itself.
+    """
+    path = folder / card
+    named = path.suffix not in (".yaml", ".yml")
+    text, source = find_card(card) if named else (read_card(path), str(path))
+    lent = parse_yaml(text, source)[0].get(entry, [] if entry == "objects" else {})
+    if isinstance(lent, str):
+        raise InputError(f"'{card}' takes this from '{lent}' itself: name that card.")
+    return lent
+
+
+def _build(content: Any, lines: SourceLines, folder: Path = Path()) -> ProcessCard:
     try:
-        return ProcessCard.model_validate(content)
+        return ProcessCard.model_validate(complete_card(content, lines, folder))
     except ValidationError as error:
         raise CardError(describe_errors(error, ProcessCard, lines)) from error
 
 
 def _inconsistencies(card: ProcessCard) -> Iterator[tuple[Location, str]]:
-    """Finds names in one part of the card that another part does not define."""
+    """Finds what one part of the card says that another part does not know."""
+    yield from _generator_is_clear(card)
     try:
         topology = card.topology
     except InputError as error:
@@ -204,21 +250,50 @@ def _inconsistencies(card: ProcessCard) -> Iterator[tuple[Location, str]]:
     for i, channel in enumerate(card.open_channels):
         for key, values in (("parent", (channel.parent,)), ("daughters", channel.daughters)):
             yield from _unknown(("open_channels", i, key), "mass", values, card.masses)
+    for mass, label in card.targets.items():
+        yield from _unknown(("targets", mass), "mass", (mass,), card.masses)
+        yield from _unknown(("targets", mass), "particle", (label,), topology.labels)
+    kinds = [group.kind for group in card.objects]
+    legs = dict.fromkeys(leg.name for leg in topology.legs)
+    known = DETECTED_KINDS if card.phase_space is None else tuple(legs)
+    for i, kind in enumerate(kinds):
+        yield from _unknown(("objects", i, "kind"), "kind of object", (kind,), known)
+        if kind in kinds[:i]:
+            yield ("objects", i, "kind"), f"'{kind}' is listed twice: join the two entries"
+    if card.phase_space is None:
+        yield from _pythia_problems(card)
+    elif names <= card.particles.keys():
+        yield from toy_problems(card)
+
+
+def _preset_problems(card: ProcessCard) -> Iterator[tuple[Location, str]]:
+    """Finds presets that are no mass request of this card."""
+    from massrecon.events.masses import parse_masses
+
+    for name in card.presets:
+        try:
+            parse_masses(card, name)
+        except InputError as error:
+            yield ("presets", name), str(error).rstrip(".")
+
+
+def _generator_is_clear(card: ProcessCard) -> Iterator[tuple[Location, str]]:
+    """Finds out whether the card says exactly once how its events are generated."""
+    if card.phase_space is not None and "pythia" in card.model_fields_set:
+        yield ("phase_space",), "a card has either 'pythia' or 'phase_space': remove one of them"
+    if card.phase_space is None and "pythia" not in card.model_fields_set:
+        yield ("pythia",), "this entry is missing: add 'pythia', or 'phase_space' for a toy"
+
+
+def _pythia_problems(card: ProcessCard) -> Iterator[tuple[Location, str]]:
+    """Finds masses that the Pythia settings name and the card does not define."""
     mass = card.pythia.cross_section_mass
     if mass is not None:
         yield from _unknown(("pythia", "cross_section_mass"), "mass", (mass,), card.masses)
     elif card.masses:
         yield ("pythia",), "'cross_section_mass' is missing: name the mass that it falls with"
-    for mass, label in card.targets.items():
-        yield from _unknown(("targets", mass), "mass", (mass,), card.masses)
-        yield from _unknown(("targets", mass), "particle", (label,), topology.labels)
     placeholders = string.Template(card.pythia.spectrum or "").get_identifiers()
     yield from _unknown(("pythia", "spectrum"), "mass", tuple(placeholders), card.masses)
-    kinds = [group.kind for group in card.objects]
-    for i, kind in enumerate(kinds):
-        yield from _unknown(("objects", i, "kind"), "kind of object", (kind,), DETECTED_KINDS)
-        if kind in kinds[:i]:
-            yield ("objects", i, "kind"), f"'{kind}' is listed twice: join the two entries"
 
 
 def _unknown(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,25 @@ from pydantic import BaseModel, ValidationError
 from massrecon.errors import CardError
 
 Location = tuple[str | int, ...]
+
+MISSING = "this entry is missing: add it"
+"""What is wrong with an entry that is not there."""
+
+
+_PLAINLY = {
+    "string_pattern_mismatch": "should begin with a letter and go on with letters, digits, _ or -",
+    "string_type": "should be text",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "int_parsing": "should be an integer",
+    "int_type": "should be an integer",
+    "bool_parsing": "should be true or false",
+    "bool_type": "should be true or false",
+    "tuple_type": "should be a list",
+    "dict_type": "should be a mapping of names to values",
+    "model_type": "should be a mapping of names to values",
+}
+"""Errors of pydantic in the words of a card."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +52,13 @@ class SourceLines:
         """Describes a card that was not read from a file."""
         return cls(source, None)
 
-    def place(self, location: Location) -> str:
-        """Returns ``file:line`` of an entry, or of the nearest entry around it."""
+    def place(self, location: Location, further: int = 0) -> str:
+        """Returns ``file:line`` of an entry, or of the nearest entry around it.
+
+        Args:
+            location: Keys and positions that lead to the entry.
+            further: Lines further down, within an entry of several lines.
+        """
         if self.root is None:
             return self.source
         node, line = self.root, self.root.start_mark.line
@@ -41,37 +67,68 @@ class SourceLines:
             if found is None:
                 break
             node, line = found
-        return f"{self.source}:{line + 1}"
+        return f"{self.source}:{line + 1 + further}"
+
+    def block_place(self, location: Location, number: int) -> str:
+        """Returns ``file:line`` of a line, counted from 0, of an entry that starts with ``|``."""
+        return self.place(location, 1 + number)
 
 
 def parse_yaml(text: str, source: str) -> tuple[Any, SourceLines]:
     """Parses a YAML file into plain data and the places of its entries.
 
     Raises:
-        CardError: If the text is no YAML mapping, or an entry occurs twice.
+        CardError: If the text is no YAML mapping, or entries occur twice.
+    """
+    content, lines, repeated = read_yaml(text, source)
+    if repeated:
+        raise CardError("\n".join(repeated))
+    return content, lines
+
+
+def read_yaml(text: str, source: str) -> tuple[Any, SourceLines, list[str]]:
+    """Parses a YAML file like `parse_yaml`, but returns the repeated entries as a list.
+
+    Raises:
+        CardError: If the text is no YAML mapping.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        repeated = [*_repeated_keys(root, source, set())]
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise CardError(f"{source}{line}: not valid YAML: {problem}.") from error
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        remedy = "check indentation, brackets, quotes and tabs there and just above"
+        raise CardError(f"{source}{line}: not valid YAML: {problem}: {remedy}.") from error
+    except RecursionError:
+        raise CardError(f"{source}: not a card: its entries are nested too deeply.") from None
+    except (ValueError, OverflowError, TypeError) as error:
+        raise CardError(f"{source}: a value cannot be read: {error}.") from error
     if not isinstance(content, dict) or root is None:
         raise CardError(f"{source}: a card should be a mapping of names to values.")
-    _refuse_repeated_keys(root, source)
-    return content, SourceLines(source, root)
+    return content, SourceLines(source, root), repeated
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], lines: SourceLines) -> str:
     """Writes one line per problem of a card: file, line, entry, what is wrong, the remedy."""
-    described = []
+    return "\n".join(describe(lines, *found) for found in explanations(error, model))
+
+
+def describe(lines: SourceLines, location: Location, problem: str) -> str:
+    """Writes a problem of a card as one line: file, line, entry, and what is wrong."""
+    entry = ".".join(str(step) for step in location) or "card"
+    return f"{lines.place(location)}: '{entry}': {problem}."
+
+
+def explanations(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Location, str]]:
+    """Says which entries are at fault in a validation error, and why."""
     for problem in error.errors():
-        location = (*problem["loc"], *problem.get("ctx", {}).get("where", ()))
-        entry = ".".join(str(step) for step in location) or "card"
-        described.append(f"{lines.place(location)}: '{entry}': {_explain(problem, model)}.")
-    return "\n".join(described)
+        context = problem.get("ctx", {})
+        for part in context.get("problems", [context]):
+            location = (*problem["loc"], *part.get("where", ()))
+            yield location, part.get("problem") or _explain(problem, model)
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
@@ -83,11 +140,9 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         return f"unknown entry{hint}: choose from {', '.join(choices)}"
     if problem["type"] == "missing":
-        return "this entry is missing: add it"
-    text = problem["msg"]
-    if problem["type"] == "card":
-        return text
-    return f"{text[0].lower()}{text[1:]}, got {problem['input']!r}"
+        return MISSING
+    text = str(_PLAINLY.get(problem["type"], problem["msg"]))
+    return f"{text[0].lower()}{text[1:]}, got {reprlib.repr(problem['input'])}"
 
 
 def _model_at(model: type[BaseModel], path: list[str | int]) -> type[BaseModel]:
@@ -122,19 +177,23 @@ def _descend(node: yaml.Node, step: str | int) -> tuple[yaml.Node, int] | None:
     return None
 
 
-def _refuse_repeated_keys(node: yaml.Node, source: str) -> None:
-    """Refuses a key that occurs twice in one mapping, of which YAML would drop the first."""
+def _repeated_keys(node: yaml.Node | None, source: str, done: set[int]) -> Iterator[str]:
+    """Finds keys that occur twice in one mapping, of which YAML would drop the first."""
+    if node is None or id(node) in done:
+        return
+    done.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_repeated_keys(item, source)
+            yield from _repeated_keys(item, source, done)
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if key.value in seen:
-                raise CardError(
-                    f"{source}:{line}: '{key.value}' stands here again after line "
-                    f"{seen[key.value]}: remove one of them."
+            name = key.value if isinstance(key, yaml.ScalarNode) else f"line {line}"
+            if name in seen:
+                yield (
+                    f"{source}:{line}: '{name}' stands here again after line {seen[name]}: "
+                    "remove one of them."
                 )
-            seen[key.value] = line
-            _refuse_repeated_keys(value, source)
+            seen[name] = line
+            yield from _repeated_keys(value, source, done)

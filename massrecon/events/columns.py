@@ -9,7 +9,7 @@ the number of the block of events that share a mass point.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,8 @@ _TYPES = {
     "tautag": np.int8,
     "block": np.int64,
 }
+
+_ABSENT_IN_DATA = ("partons", "masses", "block")
 
 VARIATION = "weight_"
 """What the names of alternative event weights start with."""
@@ -65,27 +67,51 @@ def to_columns(
             yield name, np.asarray(values, np.float64)
 
 
+def arrays_in(card: ProcessCard, columns: Collection[str]) -> dict[str, list[str]]:
+    """Returns the event arrays that a set of columns holds, each with its columns in C order.
+
+    Truth that is absent is left out, and so are columns that are none of the card's.
+
+    Raises:
+        KeyError: If a column of the reconstructed event is missing; its name is the argument.
+    """
+    there, found = set(columns), {}
+    for name, names in layout(card).items():
+        missing = [column for column in names if column not in there]
+        if not names:  # a card without masses has them where it has truth
+            found |= {name: names} if "partons" in found else {}
+        elif not missing:
+            found[name] = names
+        elif name not in _ABSENT_IN_DATA:
+            raise KeyError(missing[0])
+    return found | {name: [name] for name in columns if name.startswith(VARIATION)}
+
+
+def empty_arrays(card: ProcessCard, wanted: Mapping[str, Sequence[str]], n_events: int) -> Arrays:
+    """Makes event arrays to be filled, as named by `arrays_in`."""
+    trailing = {
+        "p4": (len(card.slots), 4),
+        "partons": (len(card.parton_names), 4),
+        "weight": (),
+        "block": (),
+    }
+    arrays = {}
+    for name, columns in wanted.items():
+        shape = () if name.startswith(VARIATION) else trailing.get(name, (len(columns),))
+        arrays[name] = np.empty((n_events, *shape), column_type(name))
+    return arrays
+
+
 def from_columns(card: ProcessCard, columns: Mapping[str, np.ndarray]) -> Arrays:
     """Puts columns together to event arrays; truth that is absent is left out.
 
     Raises:
         KeyError: If a column of the reconstructed event is missing; its name is the argument.
     """
-    arrays: Arrays = {}
-    n = len(columns["weight"])
-    shapes = {
-        "p4": (n, len(card.slots), 4),
-        "partons": (n, len(card.parton_names), 4),
-        "weight": (n,),
-        "block": (n,),
-    }
-    for name, names in layout(card).items():
-        if name in ("partons", "masses", "block") and not columns.keys() >= set(names):
-            continue
-        shape = shapes.get(name, (n, len(names)))
-        values = np.empty((n, len(names)), column_type(name))
+    wanted = arrays_in(card, columns)
+    arrays = empty_arrays(card, wanted, len(columns["weight"]))
+    for name, names in wanted.items():
+        rows = arrays[name].reshape(-1, len(names)) if names else arrays[name]
         for i, column in enumerate(names):
-            values[:, i] = columns[column]
-        arrays[name] = values.reshape(shape)
-    arrays |= {name: columns[name] for name in columns if name.startswith(VARIATION)}
+            rows[:, i] = columns[column]
     return arrays

@@ -7,6 +7,7 @@ ordered by falling pT within a kind; a slot without an object is zero and not `p
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,10 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
 from massrecon.events.card import ProcessCard
+from massrecon.events.cells import expected_yields
+from massrecon.events.checks import refuse_unphysical
 from massrecon.events.columns import VARIATION
+from massrecon.events.history import join_provenance
 
 Index = int | slice | Tensor | np.ndarray | Sequence[int]
 """What selects events: an integer keeps a sample of one event."""
@@ -38,10 +42,6 @@ def event_rows(index: Index, n_events: int) -> slice | Tensor:
     rows = index if isinstance(index, slice | Tensor) else torch.as_tensor(np.asarray(index))
     # an empty list becomes floats, which select nothing
     return rows.to(torch.long) if isinstance(rows, Tensor) and rows.numel() == 0 else rows
-
-
-# |p| may exceed E by this fraction of E in files that store float32 momenta
-_ENERGY_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -117,12 +117,51 @@ class Events:
         """
         return {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
 
+    def to_awkward(self) -> Any:
+        """Returns an awkward array of records with lists of objects; see `as_awkward`.
+
+        Raises:
+            MissingExtraError: If awkward is not installed.
+        """
+        from massrecon.events.exporters import as_awkward
+
+        return as_awkward(self)
+
     def __len__(self) -> int:
         return len(self.p4)
 
     def __repr__(self) -> str:
         truth = "with truth" if self.partons is not None else "without truth"
         return f"Events({self.card.name}, {len(self)} events, {truth})"
+
+    def _repr_html_(self) -> str:
+        """Shows a notebook what these events are."""
+        objects = ", ".join(f"{group.count} {group.kind}" for group in self.card.objects)
+        rows = {
+            "process": f"{self.card.name}: {self.card.title}",
+            "events": f"{len(self):,}, sum of weights {self.weight.sum().item():,.6g}",
+            "object slots": objects,
+            "alternative weights": ", ".join(self.variations),
+            "truth": "partons and masses" if self.partons is not None else "none",
+            "true masses": "; ".join(self._mass_ranges()),
+        }
+        lines = [
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in rows.items()
+            if text
+        ]
+        return f"<table>{''.join(lines)}</table>"
+
+    def _mass_ranges(self) -> list[str]:
+        """Says between which values each true mass lies."""
+        if self.masses is None or len(self) == 0:
+            return []
+        low, high = self.masses.amin(0).tolist(), self.masses.amax(0).tolist()
+        return [
+            f"{name} {a:g} GeV" if a == b else f"{name} {a:g} to {b:g} GeV"
+            for name, a, b in zip(self.card.mass_names, low, high, strict=True)
+        ]
 
     def __getitem__(self, index: Index) -> Events:
         """Selects events by integer, slice, boolean mask or list of positions."""
@@ -213,7 +252,8 @@ class Events:
         """Joins samples of the same card, in order; the provenance lists each one's own.
 
         Raises:
-            InputError: If there is no sample, or they differ in card, truth or attributes.
+            InputError: If there is no sample, or they differ in card, truth, attributes or
+                alternative weights.
         """
         if not samples:
             raise InputError("Nothing to join: pass at least one sample of events.")
@@ -221,18 +261,12 @@ class Events:
             return samples[0]
         first = samples[0]
         for other in samples[1:]:
-            if other.card.fingerprint() != first.card.fingerprint():
-                raise InputError(
-                    f"Cannot join events of different cards: '{first.card.name}' and "
-                    f"'{other.card.name}' (or two versions of it)."
-                )
-            if other._tensors().keys() != first._tensors().keys():
-                raise InputError("Cannot join events that differ in truth or object attributes.")
+            _refuse_unlike(first, other)
         joined = {
             name: torch.cat([sample._tensors()[name] for sample in samples])
             for name in first._tensors()
         }
-        return first._with(joined, {"joined": [dict(sample.provenance) for sample in samples]})
+        return first._with(joined, join_provenance([sample.provenance for sample in samples]))
 
     def validate(self) -> Events:
         """Checks the values once, where data enters, and returns the events.
@@ -241,36 +275,44 @@ class Events:
             InputError: If an object is not finite, has negative energy or has |p| > E, or if
                 ptmiss, a weight or the truth is not finite; with the count and the first index.
         """
-        for name, tensor in self._tensors().items():
-            if tensor.is_floating_point():
-                self._refuse(~torch.isfinite(tensor), f"'{name}' is not finite")
-        energy = self.p4[..., 3]
-        momentum = torch.linalg.vector_norm(self.p4[..., :3], dim=-1)
-        self._refuse(self.present & (energy < 0), "the energy of an object is negative")
-        self._refuse(
-            self.present & (momentum > energy * (1 + _ENERGY_TOLERANCE)),
-            "an object has |p| > E",
-        )
-        self._refuse(self.present & (energy == 0), "an object that is present has zero energy")
+        refuse_unphysical(self.card, self.to_arrays())
         return self
 
-    def _refuse(self, bad: Tensor, what: str) -> None:
-        rows = bad.unsqueeze(-1).flatten(1).any(1).nonzero().flatten()
-        if len(rows):
-            where = bad[rows[0]].nonzero().flatten()
-            slot = ""
-            if bad.ndim >= 2 and bad.shape[1] == len(self.card.slots):
-                slot = f" (slot '{self.card.slots[int(where[0])]}')"
-            raise InputError(
-                f"In {len(rows)} of {len(self)} events {what}, first in event "
-                f"{int(rows[0])}{slot}: repair or remove these events."
-            )
+    def expected(self, luminosity: float) -> Tensor:
+        """Returns how many collisions each event stands for at a luminosity, shape ``(N,)``.
 
-    def save(self, path: str | Path) -> None:
-        """Writes the events to a folder of Parquet files; read them with `load_events`."""
+        The sum over a whole simulated sample is cross-section times acceptance times luminosity, at
+        each of its mass points; a background is counted the same way.
+
+        Args:
+            luminosity: Integrated luminosity [fb^-1].
+
+        Raises:
+            InputError: If the events do not know their cross-section, or their masses were drawn
+                from a continuous range, of which only one point can be true.
+        """
+        arrays = self.to_arrays()
+        masses = arrays.get("masses", np.zeros((len(self), len(self.card.mass_names))))
+        yields = expected_yields(
+            self.provenance, self.card.mass_names, masses, arrays["weight"], luminosity
+        )
+        return torch.as_tensor(yields, device=self.device)
+
+    def save(self, path: str | Path, append: bool = False) -> None:
+        """Writes the events to a folder of Parquet files; read them with `load_events`.
+
+        Args:
+            path: The folder; events that are there are replaced.
+            append: Whether to add to the events that are there instead, which must be of the same
+                card and have the same truth, attributes and alternative weights.
+
+        Raises:
+            InputError: If the events are unphysical, or differ from those to add to.
+            StoreError: If the folder holds something else, or cannot be written.
+        """
         from massrecon.events.store import save_events
 
-        save_events(self, path)
+        save_events(self, path, append)
 
     def _tensors(self) -> dict[str, Tensor]:
         named: dict[str, Tensor | None] = {
@@ -314,4 +356,19 @@ class Events:
             variations=variations,
             provenance=provenance,
             **fields,
+        )
+
+
+def _refuse_unlike(one: Events, two: Events) -> None:
+    """Refuses to join samples of different cards, truth, attributes or alternative weights."""
+    if one.card.fingerprint() != two.card.fingerprint():
+        raise InputError(
+            f"Cannot join events of different cards: '{one.card.name}' and '{two.card.name}' (or "
+            "two versions of it)."
+        )
+    names = one._tensors().keys() ^ two._tensors().keys()
+    if names:
+        raise InputError(
+            "Cannot join events that differ in truth, object attributes or alternative weights: "
+            f"{', '.join(sorted(names))} is not in all of them."
         )

@@ -18,6 +18,7 @@ from massrecon.events.particles import (
     Flow,
     Integers,
     Mask,
+    pairs_by,
     total_by,
 )
 from massrecon.events.response import IDENTIFICATION
@@ -25,23 +26,26 @@ from massrecon.events.response import IDENTIFICATION
 CONE = 0.3
 PT_MIN = 10.0
 ETA_MAX = 4.0
-_SHARING_PHOTON_PT_MIN = 1.0
+_SOFT_PT_MIN = 1.0
 _NAMES = {ELECTRON: "electron", MUON: "muon", PHOTON: "photon"}
 _RATIO_MAX = {ELECTRON: 0.1, MUON: 0.2, PHOTON: 0.1}
 
 
-def find_objects(flow: Flow, rng: np.random.Generator) -> Mask:
-    """Marks the isolated, identified photons, electrons and muons above 10 GeV.
+def find_objects(flow: Flow, rng: np.random.Generator, soft: bool = False) -> Mask:
+    """Marks the isolated, identified photons, electrons and muons.
 
     Args:
         flow: Energy flow, ordered by collision.
         rng: Source of the identification.
+        soft: Whether to mark those below 10 GeV too.
 
     Returns:
         Mask over the energy flow, shape ``(n,)``.
     """
-    hard = (flow.kind != 0) & (flow.pt > PT_MIN) & (np.abs(flow.eta) < ETA_MAX)
-    candidates = np.flatnonzero(hard | _shares_tower(flow, hard & (flow.kind == ELECTRON)))
+    near = (flow.kind != 0) & (np.abs(flow.eta) < ETA_MAX)
+    hard = near & (flow.pt > PT_MIN)
+    wanted = near & (flow.pt > _SOFT_PT_MIN) if soft else hard
+    candidates = np.flatnonzero(wanted | _shares_tower(flow, wanted & (flow.kind == ELECTRON)))
     kind = flow.kind[candidates]
     pt, abs_eta = flow.pt[candidates], np.abs(flow.eta[candidates])
     efficiency, ratio_max = np.zeros(len(kind)), np.zeros(len(kind))
@@ -56,7 +60,7 @@ def find_objects(flow: Flow, rng: np.random.Generator) -> Mask:
     found[candidates[isolated]] = True
     photon_towers = flow.tower[found & (flow.kind == PHOTON)]
     found &= ~((flow.kind == ELECTRON) & np.isin(flow.tower, photon_towers))
-    return found & hard
+    return found & wanted
 
 
 def cone_sum(flow: Flow, candidates: Integers) -> Floats:
@@ -70,11 +74,8 @@ def cone_sum(flow: Flow, candidates: Integers) -> Floats:
         Sums of transverse momentum [GeV], shape ``(c,)``.
     """
     others = np.flatnonzero((flow.kind != ELECTRON) & (flow.kind != MUON))
-    event, eta, phi = flow.event[others], flow.eta[others], flow.phi[others]
-    first = np.searchsorted(event, flow.event[candidates])
-    count = np.searchsorted(event, flow.event[candidates], side="right") - first
-    owner = np.repeat(np.arange(len(candidates)), count)
-    other = np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)
+    eta, phi = flow.eta[others], flow.phi[others]
+    owner, other = pairs_by(flow.event[candidates], flow.event[others])
     delta_eta = np.abs(flow.eta[candidates][owner] - eta[other])
     near = np.flatnonzero(delta_eta < CONE)
     owner, other = owner[near], other[near]
@@ -88,7 +89,7 @@ def cone_sum(flow: Flow, candidates: Integers) -> Floats:
 
 def _shares_tower(flow: Flow, electrons: Mask) -> Mask:
     """Marks the photons, down to 1 GeV, in the calorimeter tower of one of the electrons."""
-    photons = np.flatnonzero((flow.kind == PHOTON) & (flow.pt > _SHARING_PHOTON_PT_MIN))
+    photons = np.flatnonzero((flow.kind == PHOTON) & (flow.pt > _SOFT_PT_MIN))
     marked = np.zeros(len(flow.pt), bool)
     marked[photons[np.isin(flow.tower[photons], flow.tower[electrons])]] = True
     return marked

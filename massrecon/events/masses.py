@@ -5,9 +5,10 @@ Each mass of a card is fixed, drawn from a continuous range, or drawn from a gri
     {"chi20": 600, "chi10": (50, 450)}          fixed and range
     {"chi20": "600", "chi10": "50:450"}         the same, as on the command line
     {"chi20": 600, "chi10": [50, 100, 150]}     fixed and grid
+    "line"                                      a preset of the card
 
-Points whose decay would be closed are refused; where two ranges span a box that is partly closed,
-points are drawn uniformly from its open part.
+Points whose decay would be closed are refused; where two ranges or two grids span a box that is
+partly closed, points are drawn uniformly from its open part.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from massrecon.errors import InputError, unknown_name
 from massrecon.events.card import OpenChannel, ProcessCard
 from massrecon.events.particles import Floats
 
-MassRequest = Mapping[str, Any] | None
-"""Masses by name; None for the defaults of the card."""
+MassRequest = Mapping[str, Any] | str | None
+"""Masses by name, or the name of a preset of the card; None for the defaults of the card."""
 
 _N_PROBES = 100_000
 _SPELLING = "a number, a range 'low:high' or a grid 'a,b,c'"
@@ -83,7 +84,7 @@ class MassPrior:
 
     def draw(self, rng: np.random.Generator, n: int) -> Floats:
         """Draws `n` open mass points [GeV], shape ``(n, M)``."""
-        points = np.zeros((0, len(self.choices)))
+        points = np.zeros((0 if self.choices else n, len(self.choices)))
         while len(points) < n:
             box = np.stack([choice.draw(rng, n) for choice in self.choices], axis=1)
             points = np.concatenate([points, box[self.is_open(box)]])
@@ -169,12 +170,14 @@ def parse_masses(card: ProcessCard, masses: MassRequest = None) -> MassPrior:
     Args:
         card: The process.
         masses: For each mass a number, a ``(low, high)`` tuple or ``"low:high"`` for a range, or a
-            list or ``"a,b,c"`` for a grid [GeV]. Masses that are not given take the card's
-            default.
+            list or ``"a,b,c"`` for a grid [GeV]; or the name of a preset of the card. Masses that
+            are not given take the card's default.
 
     Raises:
         InputError: If a name is unknown, a value is not allowed, or a decay would be closed.
     """
+    if isinstance(masses, str):
+        masses = _preset(card, masses)
     if masses is not None and not isinstance(masses, Mapping):
         raise InputError(f"'masses' should map names to values, got {masses!r}.")
     given = dict(masses or {})
@@ -191,6 +194,18 @@ def parse_masses(card: ProcessCard, masses: MassRequest = None) -> MassPrior:
     if prior.partly_closed:
         _refuse_empty(prior)
     return prior
+
+
+def _preset(card: ProcessCard, name: str) -> Mapping[str, Any]:
+    """Returns the masses that the card calls `name`."""
+    if name in card.presets:
+        return card.presets[name]
+    if not card.presets:
+        raise InputError(
+            f"'masses' should map names to values, got '{name}': the card '{card.name}' has no "
+            "presets."
+        )
+    raise unknown_name("preset of masses", name, card.presets)
 
 
 def _choice(card: ProcessCard, name: str, value: Any) -> MassChoice:
@@ -253,9 +268,15 @@ def _refuse_closed(prior: MassPrior, channel: OpenChannel) -> None:
 
 
 def _is_partly_open(prior: MassPrior, channel: OpenChannel) -> bool:
-    """Says whether two or more ranges span a box with an open part, at every point of the grids."""
+    """Says whether two or more ranges, or two or more grids alone, span a box with an open part.
+
+    Ranges do so at every point of the grids beside them.
+    """
     parent = prior.choice(channel.parent)
     daughters = [prior.choice(name) for name in channel.daughters]
+    kinds = [choice.kind for choice in (parent, *daughters)]
+    if kinds.count("grid") > 1 and "range" not in kinds:
+        return parent.high - sum(d.low for d in daughters) >= channel.minimum_gap - 1e-9
     n_ranges = sum(choice.kind == "range" for choice in (parent, *daughters))
     highest = parent.high if parent.kind == "range" else parent.low
     lightest = sum(d.low if d.kind == "range" else d.high for d in daughters)

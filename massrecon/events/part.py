@@ -14,19 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from massrecon.events.cells import count_cells
 from massrecon.events.detector import detect
-from massrecon.events.masses import Tiers
-from massrecon.events.particles import Floats
-from massrecon.events.pythia import SEED_MAX, Collider, Record
+from massrecon.events.hard import BLOCKS_PER_PART, PART_GROUPS, Group, source_of
+from massrecon.events.particles import Integers, Mask
 from massrecon.events.request import Request
 from massrecon.events.selection import select
+from massrecon.events.tagging import heavy_flavour
 from massrecon.events.truth import check_masses, check_matched, match_partons
-
-BLOCK_EVENTS = 50
-GROUP_BLOCKS = 10
-PART_GROUPS = 6
-BLOCKS_PER_PART = GROUP_BLOCKS * PART_GROUPS
-EVENTS_PER_PART = BLOCK_EVENTS * BLOCKS_PER_PART
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,8 +33,7 @@ class Part:
     Attributes:
         arrays: Event arrays, as in `Events`, and ``block``, the number of the mass block.
         groups: For each group ``cut_flow``, the number of collisions after each step of the
-            selection, and ``cross_sections``, the cross-section of each tier of masses that was
-            used so far [fb].
+            selection, and ``cells``, the rows of `count_cells`.
         complete: Whether all groups were made, or enough events were found before.
     """
 
@@ -49,18 +43,16 @@ class Part:
 
 
 class PartMaker:
-    """Makes parts of one request; keeps one Pythia for each tier of masses between parts."""
+    """Makes parts of one request."""
 
     def __init__(self, request: Request) -> None:
-        """Cuts the mass range of the request into tiers."""
+        """Prepares the source of the collisions."""
         self.request = request
-        self.tiers = Tiers.of(request.prior)
-        self._colliders: dict[int, Collider] = {}
+        self.source = source_of(request)
 
     def close(self) -> None:
         """Removes temporary files."""
-        for collider in self._colliders.values():
-            collider.close()
+        self.source.close()
 
     def make(
         self, number: int, limit: Callable[[], int], progress: Callable[[int, int], None]
@@ -76,70 +68,63 @@ class PartMaker:
         Raises:
             GenerationError: If Pythia fails, or its masses or decays are not those asked for.
         """
-        rng = np.random.default_rng([self.request.seed, number])
-        masses = self.request.prior.draw(rng, BLOCKS_PER_PART)
-        seeds = rng.integers(1, SEED_MAX, BLOCKS_PER_PART)
-        used: set[int] = set()
         made: list[Arrays] = []
         done: list[dict[str, Any]] = []
-        for number_in_part, blocks in enumerate(np.split(np.arange(BLOCKS_PER_PART), PART_GROUPS)):
-            colliders = [self._collider(masses[b], used) for b in blocks]
-            records = [
-                collider.generate(masses[b], int(seeds[b]), BLOCK_EVENTS)
-                for collider, b in zip(colliders, blocks, strict=True)
-            ]
-            block = np.repeat(blocks, [record.n_events for record in records])
+        ended = True
+        for number_in_part, group in enumerate(self.source.groups(number)):
             # counted from 1: NumPy seeds [a, b] and [a, b, 0] alike
             noise = np.random.default_rng([self.request.seed, number, number_in_part + 1])
-            arrays, flow = self._measure(Record.join(records), masses[block], noise)
-            arrays["block"] = number * BLOCKS_PER_PART + block[arrays.pop("event")]
+            arrays, about = self._measure(group, noise)
+            arrays["block"] += number * BLOCKS_PER_PART
             made.append(arrays)
-            done.append({"cut_flow": flow, "cross_sections": self._cross_sections(used)})
+            done.append(about)
             n_selected = sum(group["cut_flow"]["selected"] for group in done)
             progress(sum(group["cut_flow"]["generated"] for group in done), n_selected)
             if n_selected >= limit():
+                ended = len(done) == PART_GROUPS
                 break
         joined = {name: np.concatenate([arrays[name] for arrays in made]) for name in made[0]}
-        return Part(joined, done, len(done) == PART_GROUPS)
+        return Part(joined, done, ended)
 
-    def _cross_sections(self, used: set[int]) -> dict[str, float]:
-        """Returns the cross-section of each tier by its lower edge."""
-        return {
-            f"{self.tiers.edges[tier]:g}": self._colliders[tier].cross_section()
-            for tier in sorted(used)
-        }
-
-    def _collider(self, point: Floats, used: set[int]) -> Collider:
-        """Returns the Pythia of a mass point's tier, newly initialised once in every part."""
-        tier = self.tiers.index(point)
-        if tier not in self._colliders:
-            self._colliders[tier] = Collider(
-                self.request.card,
-                self.tiers.start(tier),
-                self.request.settings.multiparton,
-                self.request.settings.pythia,
-            )
-        if tier not in used:
-            self._colliders[tier].initialise()
-            used.add(tier)
-        return self._colliders[tier]
-
-    def _measure(
-        self, record: Record, masses: Floats, rng: np.random.Generator
-    ) -> tuple[Arrays, dict[str, int]]:
+    def _measure(self, group: Group, rng: np.random.Generator) -> tuple[Arrays, dict[str, Any]]:
         """Runs truth matching, detector and selection on a group of collisions."""
-        card = self.request.card
-        partons, matched = match_partons(card, record)
-        check_matched(card, int(matched.sum()), record.n_events)
+        record = group.record
+        truth, matched = self._truth(group)
+        noise = {"ptmiss_noise": self.request.settings.ptmiss_noise}
+        settings = self.request.card.detector.model_copy(update=noise)
+        heavy = heavy_flavour(record) if settings.tagging else None
+        response = detect(record.stable(), record.n_events, rng, settings, heavy)
+        arrays, events, passed = select(self.request.card, response, matched)
+        rows = group.rows[events]
+        arrays |= {name: values[events] for name, values in truth.items()}
+        arrays |= {name: values[rows] for name, values in group.weights.items()}
+        arrays["block"] = group.block[rows]
+        return arrays, self._describe(group, rows, int(matched.sum()), passed)
+
+    def _truth(self, group: Group) -> tuple[Arrays, Mask]:
+        """Finds the true particles and masses, and the collisions where they are known."""
+        card, n_events = self.request.card, group.record.n_events
+        if not self.request.settings.truth:
+            return {}, np.ones(n_events, bool)
+        masses = group.masses[group.rows]
+        partons, matched = match_partons(card, group.record)
+        check_matched(card, int(matched.sum()), n_events)
         check_masses(card, partons[matched], masses[matched])
-        noise = self.request.settings.ptmiss_noise
-        response = detect(record.stable(), record.n_events, rng, noise)
-        arrays, events, passed = select(card, response, matched)
-        arrays |= {
-            "event": events,
-            "weight": np.ones(len(events)),
-            "partons": partons[events],
-            "masses": masses[events],
-        }
-        flow = {"generated": record.n_events, "matched": int(matched.sum()), **passed}
-        return arrays, flow | {"selected": len(events)}
+        return {"partons": partons, "masses": masses}, matched
+
+    def _describe(
+        self, group: Group, rows: Integers, n_matched: int, passed: dict[str, int]
+    ) -> dict[str, Any]:
+        """Counts what became of a group of collisions."""
+        n_generated = len(group.block)
+        flow = {"generated": n_generated}
+        if self.request.lhe is not None:
+            flow["showered"] = group.record.n_events
+        if self.request.settings.truth:
+            flow["matched"] = n_matched
+        selected = np.zeros(n_generated, bool)
+        selected[rows] = True
+        cells = count_cells(
+            self.request.prior, group.masses, group.weights["weight"], selected, group.trials
+        )
+        return {"cut_flow": flow | passed | {"selected": len(rows)}, "cells": cells}

@@ -14,6 +14,7 @@ Mask = NDArray[np.bool_]
 
 ELECTRON, MUON, PHOTON = 11, 13, 22
 HADRON = 0
+LONG_LIVED = 310
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Particles:
     pz: Floats
     energy: Floats
 
+    @classmethod
+    def none(cls) -> Particles:
+        """A list without any particle."""
+        codes, momenta = np.zeros(0, np.int64), np.zeros(0)
+        return cls(codes, codes, momenta, momenta, momenta, momenta)
+
     def __getitem__(self, which: Mask | Integers) -> Particles:
         """Selects particles by mask or index."""
         return Particles(*(getattr(self, field.name)[which] for field in fields(self)))
@@ -53,7 +60,8 @@ class Flow:
         pt: Transverse momentum [GeV].
         eta: Pseudorapidity.
         phi: Azimuth.
-        tower: Key of the electromagnetic tower of electrons and photons, -1 for the rest.
+        tower: Key of the electromagnetic tower of electrons and photons, a negative key of its own
+            for each muon, -1 for the rest: candidates with the same key share a particle.
     """
 
     event: Integers
@@ -73,3 +81,30 @@ class Flow:
 def total_by(index: Integers, values: Floats, n: int) -> Floats:
     """Sums `values` by the number in `index`, shape ``(n,)``."""
     return np.bincount(index, weights=values, minlength=n).astype(np.float64, copy=False)
+
+
+def pairs_by(index: Integers, other_index: Integers) -> tuple[Integers, Integers]:
+    """Pairs every row with all rows of another list that belong to the same collision.
+
+    Args:
+        index: Number of the collision of each row, shape ``(n,)``.
+        other_index: The same for the other list, ascending, shape ``(m,)``.
+
+    Returns:
+        Positions in the first and in the other list, one entry a pair.
+    """
+    first = np.searchsorted(other_index, index)
+    count = np.searchsorted(other_index, index, side="right") - first
+    row = np.repeat(np.arange(len(index)), count)
+    return row, np.arange(len(row)) + np.repeat(first - np.cumsum(count) + count, count)
+
+
+def distance(eta: Floats, phi: Floats, other_eta: Floats, other_phi: Floats) -> Floats:
+    """Computes Delta R, the distance in pseudorapidity and azimuth."""
+    delta_phi = np.abs(phi - other_phi)
+    return np.hypot(eta - other_eta, np.minimum(delta_phi, 2.0 * np.pi - delta_phi))
+
+
+def finite_rows(values: Floats) -> Mask:
+    """Says for each entry of the first axis whether all its values are finite, shape ``(n,)``."""
+    return np.logical_and.reduce(np.isfinite(values), axis=tuple(range(1, values.ndim)))

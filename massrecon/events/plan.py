@@ -4,26 +4,67 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from massrecon.errors import GenerationError
 from massrecon.events.card import ProcessCard
-from massrecon.events.part import EVENTS_PER_PART
 
 _FIRST_GUESS = 0.3
 """Fraction of the collisions expected to be selected before any is made."""
 
 _MARGIN = 1.01
 
+_NO_LIMIT = 2**62
+
 Entry = dict[str, Any]
 """A finished part in the manifest."""
 
 
-class PartPlan:
-    """Which parts are done, being made, and still needed for the first `n_events` events."""
+@dataclass(frozen=True)
+class Amount:
+    """How much is wanted, and how it is cut into parts.
 
-    def __init__(self, n_events: int, done: dict[int, Entry]) -> None:
-        self.n_events = n_events
+    Attributes:
+        n_events: Number of selected events to stop at; None for no such limit.
+        n_groups: Number of groups of collisions to stop at; None for no such limit.
+        group_events: Collisions in a group.
+        part_groups: Groups in a part.
+    """
+
+    n_events: int | None
+    n_groups: int | None
+    group_events: int
+    part_groups: int
+
+    @property
+    def part_events(self) -> int:
+        """Collisions in a part."""
+        return self.group_events * self.part_groups
+
+    @property
+    def goal(self) -> int:
+        """Selected events to stop at, or collisions where that is what was asked for."""
+        return self.n_events or (self.n_groups or 0) * self.group_events
+
+    def reached(self, n_events: int, n_groups: int) -> bool:
+        """Says whether the sample is complete with so many events in so many groups."""
+        enough = self.n_events is not None and n_events >= self.n_events
+        return enough or (self.n_groups is not None and n_groups >= self.n_groups)
+
+    def groups_of(self, part: int) -> int:
+        """Returns how many groups of a part are wanted at most."""
+        if self.n_groups is None:
+            return self.part_groups
+        return max(0, min(self.part_groups, self.n_groups - part * self.part_groups))
+
+
+class PartPlan:
+    """Which parts are done, being made, and still needed for the amount that is wanted."""
+
+    def __init__(self, amount: Amount, done: dict[int, Entry]) -> None:
+        self.amount = amount
         self.done = done
         self.assigned: dict[int, int] = {}
         self._progress: dict[int, tuple[int, int]] = {}
@@ -31,8 +72,14 @@ class PartPlan:
 
     @property
     def finished(self) -> bool:
-        """Whether the parts from the first on hold enough events."""
-        return sum(entry["n_events"] for entry in self._leading()) >= self.n_events
+        """Whether the parts from the first on hold enough."""
+        return self._enough(self._leading())
+
+    @property
+    def n_events(self) -> int:
+        """Number of events of the sample, as far as its parts are done."""
+        n_selected = sum(group["cut_flow"]["selected"] for group in self.needed_groups())
+        return n_selected if self.amount.n_events is None else min(n_selected, self.amount.n_events)
 
     def add(self, entry: Entry) -> None:
         """Takes note of a finished part."""
@@ -52,89 +99,103 @@ class PartPlan:
 
     def assign(self, worker: int) -> int | None:
         """Chooses the next part for a worker, None if the parts under way should be enough."""
-        expected = len(self.assigned) * self._events_per_part()
-        expected += sum(entry["n_events"] for entry in self.done.values())
-        if self.assigned and expected >= _MARGIN * self.n_events:
-            return None
+        wanted = self.amount.n_events
+        if self.assigned and wanted is not None:
+            expected = len(self.assigned) * self._events_per_part()
+            expected += sum(entry["n_events"] for entry in self.done.values())
+            if expected >= _MARGIN * wanted:
+                return None
         taken = {*self.done, *self.assigned.values()}
         part = next(number for number in range(len(taken) + 1) if number not in taken)
+        if self.amount.groups_of(part) == 0:
+            return None
         self.assigned[worker] = part
         return part
 
     def limit(self, part: int) -> int:
         """Returns how many events of a part are needed at most, given the parts before it."""
+        if self.amount.n_events is None:
+            return _NO_LIMIT
         before = sum(entry["n_events"] for number, entry in self.done.items() if number < part)
         before += sum(selected for p, (_, selected) in self._progress.items() if p < part)
-        return max(1, self.n_events - before)
+        return max(1, self.amount.n_events - before)
 
     def useful_workers(self) -> int:
         """Returns with how many workers each has a part to make."""
         there = sum(entry["n_events"] for entry in self.done.values())
-        missing = max(1, self.n_events - there)
-        return max(1, -(-missing // int(_FIRST_GUESS * EVENTS_PER_PART)))
+        parts = []
+        if self.amount.n_events is not None:
+            missing = max(1, self.amount.n_events - there)
+            parts.append(-(-missing // int(_FIRST_GUESS * self.amount.part_events)))
+        if self.amount.n_groups is not None:
+            parts.append(-(-self.amount.n_groups // self.amount.part_groups) - len(self.done))
+        return max(1, min(parts))
 
-    def n_selected(self) -> int:
-        """Number of events selected so far, as far as they are needed."""
-        done = sum(entry["n_events"] for entry in self.done.values())
-        under_way = sum(selected for _, selected in self._progress.values())
-        return min(done + under_way, self.n_events)
+    def advance(self) -> int:
+        """Number of events selected, or generated where that is what was asked for, so far."""
+        if self.amount.n_events is not None:
+            done = sum(entry["n_events"] for entry in self.done.values())
+            under_way = sum(selected for _, selected in self._progress.values())
+            return min(done + under_way, self.amount.n_events)
+        groups = itertools.chain.from_iterable(entry["groups"] for entry in self.done.values())
+        done = sum(group["cut_flow"]["generated"] for group in groups)
+        return done + sum(generated for generated, _ in self._progress.values())
 
     def cut_flow(self) -> Counter[str]:
-        """Adds up the cut flow, up to the group of collisions that holds the last event."""
+        """Adds up the cut flow of the needed groups."""
         total: Counter[str] = Counter()
-        for group in itertools.chain.from_iterable(self._needed_groups()):
+        for group in self.needed_groups():
             total.update(group["cut_flow"])
         return total
 
-    def cross_sections(self) -> dict[str, float]:
-        """Returns the mean cross-section [fb] of each tier of masses, by its lower edge [GeV]."""
-        found: dict[str, list[float]] = {}
-        for groups in self._needed_groups():
-            for edge, value in groups[-1]["cross_sections"].items():
-                found.setdefault(edge, []).append(value)
-        return {edge: sum(values) / len(values) for edge, values in found.items()}
+    def needed_groups(self) -> list[dict[str, Any]]:
+        """Returns the groups of collisions from the first on, up to the one that completes."""
+        needed, selected = [], 0
+        for group in itertools.chain.from_iterable(entry["groups"] for entry in self._leading()):
+            if self.amount.reached(selected, len(needed)):
+                break
+            needed.append(group)
+            selected += group["cut_flow"]["selected"]
+        return needed
 
     def refuse_empty(self, card: ProcessCard) -> None:
         """Refuses to go on when the selection removes everything.
 
         Raises:
-            GenerationError: If a whole part has no event; it names the cut that is to blame.
+            GenerationError: If selected events are wanted and a whole part has none; it names the
+                cut that is to blame.
         """
         flow = self.cut_flow()
-        if not flow or flow["selected"]:
+        if not flow or flow["selected"] or self.amount.n_events is None:
             return
         counts = ", ".join(f"{n} {name}" for name, n in flow.items() if name != "selected")
         blamed = next((name for name, n in flow.items() if n == 0), "selected")
         raise GenerationError(
             f"No event was selected: the cut on '{blamed}' removed the last ({counts}). Check "
-            f"'objects' of the card '{card.name}' and the masses."
+            f"'objects' of the card '{card.name}' and the masses; to keep the few that pass, ask "
+            "for a number of collisions, 'n_generated'."
         )
+
+    def _enough(self, entries: Iterable[Entry]) -> bool:
+        entries = list(entries)
+        n_events = sum(entry["n_events"] for entry in entries)
+        return self.amount.reached(n_events, sum(len(entry["groups"]) for entry in entries))
 
     def _leading(self) -> list[Entry]:
         """Returns the finished parts from the first on, without a gap, as far as needed."""
-        found, total = [], 0
-        while len(found) in self.done and total < self.n_events:
+        found: list[Entry] = []
+        while len(found) in self.done and not self._enough(found):
             found.append(self.done[len(found)])
-            total += found[-1]["n_events"]
         return found
-
-    def _needed_groups(self) -> list[list[dict[str, Any]]]:
-        """Returns the groups of each leading part, up to the one that holds the last event."""
-        needed, selected = [], 0
-        for entry in self._leading():
-            needed.append([])
-            for group in entry["groups"]:
-                if selected < self.n_events:
-                    needed[-1].append(group)
-                    selected += group["cut_flow"]["selected"]
-        return needed
 
     def _drop_short(self) -> None:
         """Forgets parts that ended early for a smaller sample and are too short for this one."""
-        total = 0
+        leading: list[Entry] = []
         for number, entry in enumerate(self._leading()):
-            total += entry["n_events"]
-            if not entry["complete"] and total < self.n_events:
+            leading.append(entry)
+            wanted = self.amount.groups_of(number)
+            short = not entry["complete"] and len(entry["groups"]) < wanted
+            if short and not self._enough(leading):
                 del self.done[number]
                 return
 
@@ -144,4 +205,4 @@ class PartPlan:
         under_way = self._progress.values()
         generated = sum(f["generated"] for f in flows) + sum(g for g, _ in under_way)
         selected = sum(f["selected"] for f in flows) + sum(s for _, s in under_way)
-        return EVENTS_PER_PART * (selected / generated if generated else _FIRST_GUESS)
+        return self.amount.part_events * (selected / generated if generated else _FIRST_GUESS)

@@ -7,22 +7,33 @@ that it does not depend on what was generated before it.
 
 from __future__ import annotations
 
+import re
 import string
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from massrecon.errors import GenerationError, require_extra
+from massrecon.errors import GenerationError, MissingExtraError, require_extra
 from massrecon.events.card import ProcessCard
 from massrecon.events.particles import Floats, Integers, Particles
+from massrecon.events.trials import FB_PER_MB, Trials
 
 SEED_MAX = 900_000_000
 _INTEGERS = ("id", "status", "mother1", "mother2", "daughter1", "daughter2")
 _MOMENTA = ("px", "py", "pz", "e")
+_PER_COLLISION = ("id1", "id2", "x1", "x2")
+_PROCESS_SWITCH = re.compile(
+    r"\s*(HardQCD|SoftQCD|LowEnergyQCD|PromptPhoton|Weak(BosonExchange|SingleBoson|DoubleBoson|"
+    r"BosonAndParton)|Photon(Collision|Parton)|Charmonium|Bottomonium|Onia|DoubleOnia|Top|"
+    r"Fourth(Bottom|Top|Pair)|Higgs(SM|BSM)|SUSY|NewGaugeBoson|LeftRightSymmm?etry|LeptoQuark|"
+    r"ExcitedFermion|ContactInteractions|HiddenValley|ExtraDimensions\w*|DarkMatter)"
+    r"\s*:\s*[\w()+\-'*~]+\s*=?\s*(on|yes|true|ok|1)\s*$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +45,13 @@ class Record:
             ``px``, ``py``, ``pz``, ``e``, ``m`` [GeV], each of shape ``(n,)``. Mothers and
             daughters count from the first entry of the collision.
         first: First entry of each collision and the end, shape ``(n_events + 1,)``.
+        info: Properties of the collisions, each ``(n_events,)``: ``weight``, and ``id1``, ``id2``,
+            ``x1``, ``x2``, the codes and momentum fractions of the incoming partons.
     """
 
     columns: Mapping[str, np.ndarray]
     first: Integers
+    info: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def n_events(self) -> int:
@@ -47,11 +61,25 @@ class Record:
     @classmethod
     def from_batch(cls, batch: Any) -> Record:
         """Takes the columns out of the awkward array of ``Pythia.nextBatch``."""
+        if len(batch) == 0:
+            return cls.empty()
         particles = batch.layout["prt"].to_ListOffsetArray64(True)
         content = particles.content
         columns = {name: content[name].data for name in (*_INTEGERS, "m")}
         columns |= {name: content["p"][name].data for name in _MOMENTA}
-        return cls(columns, np.asarray(particles.offsets.data, np.int64))
+        about = batch.layout["info"]
+        info = {name: np.asarray(about[name].data) for name in _PER_COLLISION}
+        weights = about["weights"].to_ListOffsetArray64(True)
+        info["weight"] = np.asarray(weights.content.data)[weights.offsets.data[:-1]]
+        return cls(columns, np.asarray(particles.offsets.data, np.int64), info)
+
+    @classmethod
+    def empty(cls) -> Record:
+        """A batch without any collision."""
+        columns = {name: np.zeros(0, np.int32) for name in _INTEGERS}
+        columns |= {name: np.zeros(0) for name in (*_MOMENTA, "m")}
+        info = {name: np.zeros(0) for name in (*_PER_COLLISION, "weight")}
+        return cls(columns, np.zeros(1, np.int64), info)
 
     @classmethod
     def join(cls, records: Sequence[Record]) -> Record:
@@ -61,7 +89,18 @@ class Record:
             for name in records[0].columns
         }
         counts = np.concatenate([np.diff(record.first) for record in records])
-        return cls(columns, np.concatenate([[0], np.cumsum(counts)]))
+        info = {
+            name: np.concatenate([record.info[name] for record in records])
+            for name in records[0].info
+        }
+        return cls(columns, np.concatenate([[0], np.cumsum(counts)]), info)
+
+    def part(self, start: int, stop: int) -> Record:
+        """Returns the collisions from `start` to before `stop`."""
+        here = slice(self.first[start], self.first[stop])
+        columns = {name: column[here] for name, column in self.columns.items()}
+        info = {name: values[start:stop] for name, values in self.info.items()}
+        return Record(columns, self.first[start : stop + 1] - self.first[start], info)
 
     def stable(self) -> Particles:
         """Returns the particles that reach the detector."""
@@ -74,11 +113,21 @@ class Record:
         )
 
 
+def _switches_on(setting: str) -> bool:
+    """Says whether a setting switches on a process of Pythia's own."""
+    return _PROCESS_SWITCH.match(setting) is not None
+
+
 class Collider:
-    """Pythia, set up for one tier of masses of a card."""
+    """Pythia, set up for one tier of masses of a card, or for a file of hard collisions."""
 
     def __init__(
-        self, card: ProcessCard, start: Floats, multiparton: bool, extra: Sequence[str] = ()
+        self,
+        card: ProcessCard,
+        start: Floats,
+        multiparton: bool,
+        extra: Sequence[str] = (),
+        lhe: Path | None = None,
     ) -> None:
         """Reads all settings.
 
@@ -87,26 +136,31 @@ class Collider:
             start: Lightest mass point of the tier [GeV], shape ``(M,)``.
             multiparton: Whether to simulate multiparton interactions.
             extra: Further Pythia settings.
+            lhe: Les Houches file with the hard collisions, which also gives the beam energies;
+                settings that switch on processes of Pythia's own are passed over.
 
         Raises:
             GenerationError: If Pythia does not know a setting.
         """
         self.card = card
         self.start = start
-        self._used = False
+        # only the search for the maximum of a cross-section depends on what was done before
+        self._used = lhe is not None
         self._folder = tempfile.TemporaryDirectory(prefix="massrecon-slha-")
         self._pythia = require_extra("pythia8mc", extra="mc").Pythia("", False)
-        for setting in (*self._frame(multiparton), *card.pythia.settings, *extra):
+        own = [line for line in (*card.pythia.settings, *extra) if not (lhe and _switches_on(line))]
+        for setting in (*self._frame(multiparton, lhe), *own):
             if not self._pythia.readString(setting):
                 raise GenerationError(
                     f"Pythia does not accept the setting '{setting}' (card '{card.name}'): "
                     "correct it under 'pythia: settings'."
                 )
 
-    def _frame(self, multiparton: bool) -> list[str]:
+    def _frame(self, multiparton: bool, lhe: Path | None) -> list[str]:
         """Lists the settings that every process has."""
+        beams = [f"Beams:eCM = {self.card.beam_energy!r}"]
         settings = [
-            f"Beams:eCM = {self.card.beam_energy!r}",
+            *(["Beams:frameType = 4", f"Beams:LHEF = {lhe}"] if lhe else beams),
             "Print:quiet = on",
             "Next:numberCount = 0",
             "Random:setSeed = on",
@@ -164,12 +218,23 @@ class Collider:
         self._set_masses(masses)
         return Record.from_batch(self._pythia.nextBatch(n_events, "skip"))
 
-    def cross_section(self) -> float:
-        """Returns the leading-order cross-section [fb], averaged over the events since the start.
+    def at_end(self) -> bool:
+        """Says whether all hard collisions of a file have been used."""
+        return bool(self._pythia.infoPython().atEndOfFile())
 
-        It includes the restriction to the card's decays only as far as Pythia applies it.
-        """
-        return float(self._pythia.infoPython().sigmaGen() * 1e12)
+    def tally(self) -> dict[str, Trials]:
+        """Returns Pythia's statistics since it was initialised, for each subprocess."""
+        info = self._pythia.infoPython()
+        return {
+            str(code): Trials.of(
+                info.nTried(code),
+                info.nSelected(code),
+                info.nAccepted(code),
+                info.sigmaGen(code) * FB_PER_MB,
+                info.sigmaErr(code) * FB_PER_MB,
+            )
+            for code in sorted(info.codesHard())
+        }
 
     def _set_masses(self, masses: Floats) -> None:
         for parameter, mass in zip(self.card.masses.values(), masses.tolist(), strict=True):
@@ -179,3 +244,18 @@ class Collider:
     def _describe(self, masses: Floats) -> str:
         named = zip(self.card.mass_names, masses.tolist(), strict=True)
         return ", ".join(f"{name} = {mass:g} GeV" for name, mass in named)
+
+
+def unknown_settings(settings: Sequence[str]) -> list[int] | None:
+    """Finds the settings that Pythia does not accept, without initialising it.
+
+    Returns:
+        Their positions, or None if pythia8mc is not installed.
+    """
+    try:
+        module = require_extra("pythia8mc", extra="mc")
+    except MissingExtraError:
+        return None
+    pythia = module.Pythia("", False)
+    pythia.readString("Print:quiet = on")
+    return [i for i, setting in enumerate(settings) if not pythia.readString(setting, False)]

@@ -25,7 +25,8 @@ TRACK_ETA_MAX = 4.0
 TRACK_PT_MIN = 0.5
 
 
-def _read_table(name: str) -> list[dict[str, str]]:
+def read_table(name: str) -> list[dict[str, str]]:
+    """Reads the rows of a file in ``tables``; lines that start with # are comments."""
     text = (files("massrecon.events") / "tables" / name).read_text(encoding="utf-8")
     return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
 
@@ -48,7 +49,7 @@ class EfficiencyTable:
     @classmethod
     def read(cls, kind: str) -> EfficiencyTable:
         """Reads the rows of one kind of object from ``tables/identification.csv``."""
-        rows = [row for row in _read_table("identification.csv") if row["object"] == kind]
+        rows = [row for row in read_table("identification.csv") if row["object"] == kind]
         eta = sorted({float(row[key]) for row in rows for key in ("eta_low", "eta_high")})
         pt = sorted({float(row[key]) for row in rows for key in ("pt_low", "pt_high")})
         values = np.full((len(eta) - 1, len(pt) - 1), np.nan)
@@ -67,7 +68,7 @@ class EfficiencyTable:
 
 IDENTIFICATION = {kind: EfficiencyTable.read(kind) for kind in ("photon", "electron", "muon")}
 
-_TRACK_ROWS = _read_table("track_resolution.csv")
+_TRACK_ROWS = read_table("track_resolution.csv")
 _TRACK = {
     column: np.array([float(row[column]) for row in _TRACK_ROWS])
     for column in ("eta_low", "eta_high", "c0", "c1", "s1", "c2", "s2", "k")
@@ -139,3 +140,11 @@ def hcal_resolution(energy: Floats, abs_eta: Floats) -> Floats:
     stochastic = np.array([2 * 0.5205, 2 * 0.706, 1.0])[region]
     noise = np.array([2 * 1.59, 0.0, 0.0])[region]
     return _quadrature(energy, constant, stochastic, noise)
+
+
+def log_normal(mean: Floats, sigma: Floats, rng: np.random.Generator) -> Floats:
+    """Draws log-normal numbers of the given mean and standard deviation; zero where mean is 0."""
+    safe = np.maximum(mean, 1e-12)
+    width_squared = np.log1p((sigma / safe) ** 2)
+    exponent = np.sqrt(width_squared) * rng.standard_normal(len(safe)) - 0.5 * width_squared
+    return np.where(mean > 0.0, safe * np.exp(exponent), 0.0)

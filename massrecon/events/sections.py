@@ -1,10 +1,12 @@
-"""The sections of a process card: particles, masses, generator, detector, objects, cuts.
+"""The sections of a process card: particles, masses, generator or phase space, detector, objects.
 
 Each class is one entry of the YAML file; `ProcessCard` puts them together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -18,6 +20,14 @@ def refusal(problem: str, *where: str | int) -> PydanticCustomError:
     """Builds a validation error that remembers which entry is at fault."""
     context = {"problem": problem, "where": list(where)}
     return PydanticCustomError("card", "{problem}", context)
+
+
+def refusals(problems: Sequence[tuple[tuple[str | int, ...], str]]) -> PydanticCustomError:
+    """Builds one validation error for several entries, each ``(where, problem)``."""
+    (first, problem), *_ = problems
+    context = {"problem": problem, "where": list(first)}
+    listed = [{"problem": problem, "where": list(where)} for where, problem in problems]
+    return PydanticCustomError("card", "{problem}", context | {"problems": listed})
 
 
 class Section(BaseModel):
@@ -97,6 +107,10 @@ class PythiaSettings(Section):
         multiparton: Whether multiparton interactions are simulated (about three times slower).
         lhe: Les Houches event file whose hard collisions Pythia showers, or None; a relative path
             starts at the folder of the card.
+        branching_fraction: Fraction of the produced collisions that decay as the settings force
+            them to, where Pythia does not count it into the cross-section: decays of particles
+            with an SLHA decay table, and of those in Les Houches files. Not used where a Les
+            Houches file is given to a card that names none.
     """
 
     settings: tuple[str, ...] = ()
@@ -105,6 +119,98 @@ class PythiaSettings(Section):
     tier_step: float = Field(default=100.0, gt=0)
     multiparton: bool = False
     lhe: str | None = None
+    branching_fraction: float = Field(default=1.0, gt=0, le=1)
+
+
+B_JET_RESOLUTION = (
+    (10.0, 0.40),
+    (20.0, 0.28),
+    (30.0, 0.19),
+    (50.0, 0.13),
+    (100.0, 0.10),
+    (400.0, 0.06),
+    (1000.0, 0.05),
+)
+"""Relative resolution of b-jets at transverse momenta [GeV], from Section IV B of K. Ban et al.,
+"Missing information search with deep learning for mass estimation" (2023), after CMS, JINST 12
+(2017) P02014."""
+
+SMEARING_TABLES = {"b_jet": B_JET_RESOLUTION}
+"""Tables of resolutions that a card can name."""
+
+Table = tuple[tuple[float, float], ...]
+
+
+class PhaseSpaceSettings(Section):
+    """A toy: production and decays by phase space alone, with no shower and no detector.
+
+    Attributes:
+        masses: Masses of particles without a mass parameter [GeV]; those that do not decay are
+            massless if they are not named.
+        widths: Widths of Breit-Wigner resonances by particle [GeV]; others are narrow.
+        parton_exponents: The incoming partons are distributed as x f(x) ~ x^a (1 - x)^b: (a, b).
+        recoil: Median transverse momentum of initial-state radiation that the produced particles
+            recoil against [GeV]; 0 for none.
+        contamination: Fraction of events in which the two sides exchange one visible particle.
+        exchanged: Name of that particle; it occurs once on each of two sides.
+        smearing: Relative momentum resolution by visible particle: a number, ``b_jet`` or a list
+            of ``[pT, resolution]``, between which it is linear in log(pT).
+    """
+
+    masses: dict[str, float] = Field(default_factory=dict)
+    widths: dict[str, float] = Field(default_factory=dict)
+    parton_exponents: tuple[float, float] = (-0.4, 4.5)
+    recoil: float = Field(default=0.0, ge=0)
+    contamination: float = Field(default=0.0, ge=0, le=1)
+    exchanged: str | None = None
+    smearing: dict[str, Table] = Field(default_factory=dict)
+
+    @field_validator("masses", "widths")
+    @classmethod
+    def _not_negative(cls, values: dict[str, float]) -> dict[str, float]:
+        for name, value in values.items():
+            if value < 0:
+                raise refusal(f"should be at least 0 GeV, got {value:g}", name)
+        return values
+
+    @field_validator("smearing", mode="before")
+    @classmethod
+    def _tables(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {name: _resolution_table(name, value) for name, value in values.items()}
+
+    @model_validator(mode="after")
+    def _exchange_is_defined(self) -> PhaseSpaceSettings:
+        if self.contamination > 0 and self.exchanged is None:
+            raise refusal(
+                "'contamination' needs to know what is 'exchanged': name a visible particle",
+                "contamination",
+            )
+        if self.parton_exponents[1] < 0:
+            raise refusal("the second exponent should be at least 0", "parton_exponents")
+        return self
+
+
+def _resolution_table(name: str, value: Any) -> Table:
+    """Reads a resolution as (transverse momentum [GeV], relative resolution) pairs."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = [(1.0, value)]
+    table: Any = SMEARING_TABLES.get(value) if isinstance(value, str) else value
+    try:
+        pairs = tuple((float(pt), float(resolution)) for pt, resolution in table or ())
+    except (TypeError, ValueError):
+        pairs = ()
+    pts = [pt for pt, _ in pairs]
+    ascending = all(low < high for low, high in pairwise([0.0, *pts]))
+    if not pairs or not ascending or not all(0 <= resolution < 1 for _, resolution in pairs):
+        names = ", ".join(SMEARING_TABLES)
+        raise refusal(
+            f"should be a resolution from 0 to 1, a list of [pT, resolution] with pT rising, or "
+            f"one of {names}, got {value!r}",
+            name,
+        )
+    return pairs
 
 
 class DetectorSettings(Section):
@@ -118,7 +224,7 @@ class DetectorSettings(Section):
     """
 
     ptmiss_noise: float = Field(default=0.0, ge=0)
-    magnetic_field: float = Field(default=3.8, ge=0)
+    magnetic_field: float = Field(default=3.0, ge=0)
     jets: Literal["particle_flow", "calorimeter"] = "particle_flow"
     tagging: bool = False
 

@@ -7,6 +7,7 @@ the decay. So the daughters of every decay add up to their parent, up to radiati
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +29,9 @@ def match_partons(card: ProcessCard, record: Record) -> tuple[Floats, Mask]:
     """Finds every particle of the decay tree in every collision.
 
     Particles of one decay that the card does not tell apart are ordered particle before
-    antiparticle, then by falling transverse momentum.
+    antiparticle, then by falling transverse momentum. Names that share some of their PDG codes are
+    given to the particles so that each gets one of its own, the earlier name the earlier particle
+    where there is a choice.
 
     Args:
         card: The process; its particles are matched by absolute PDG code.
@@ -86,8 +89,21 @@ def check_matched(card: ProcessCard, n_matched: int, n_events: int) -> None:
         raise GenerationError(
             f"The decay '{card.decay}' was not found in {n_events - n_matched} of {n_events} "
             "collisions: check that the Pythia settings of the card force this decay, and the PDG "
-            "codes of its particles."
+            "codes of its particles; or turn the setting 'truth' off to simulate without truth."
         )
+
+
+def _overlapping(
+    named: Sequence[tuple[Node, frozenset[int]]],
+) -> list[list[tuple[Node, frozenset[int]]]]:
+    """Groups particles whose PDG codes overlap, directly or through others."""
+    groups: list[list[tuple[Node, frozenset[int]]]] = []
+    for node, pdg in named:
+        touching = [group for group in groups if any(pdg & other for _, other in group)]
+        joined = [member for group in touching for member in group]
+        groups = [group for group in groups if group not in touching]
+        groups.append([*joined, (node, pdg)])
+    return [sorted(group, key=lambda member: member[0].index) for group in groups]
 
 
 class _Finder:
@@ -112,7 +128,7 @@ class _Finder:
         from_hard = (self.column("mother1", entries) == _INCOMING[0]) & (
             self.column("mother2", entries) == _INCOMING[1]
         )
-        return np.where(from_hard, entries, -1)
+        return np.where(from_hard & (np.arange(_N_HARD) < length), entries, -1)
 
     def daughters(self, parents: Integers, n_wanted: int) -> Integers:
         """Lists the decay products of one particle per collision, -1 for none, ``(N, c)``."""
@@ -125,19 +141,38 @@ class _Finder:
     def assign(self, nodes: Sequence[Node], candidates: Integers) -> None:
         """Gives each particle of one decay its entry, or marks the collision as unmatched."""
         code = np.where(candidates >= 0, self.column("id", np.maximum(candidates, 0)), 0)
-        done: set[tuple[int, ...]] = set()
-        for node in nodes:
-            pdg = tuple(sorted(abs(number) for number in self.card.particles[node.name].pdg))
-            if pdg in done:
-                continue
-            done.add(pdg)
-            same = [n for n in nodes if {abs(p) for p in self.card.particles[n.name].pdg} == {*pdg}]
-            fits = np.isin(np.abs(code), pdg)
-            self.matched &= fits.sum(axis=1) == len(same)
-            ranked = self._ranked(candidates, code, fits)
-            for position, twin in enumerate(same):
-                entry = np.where(self.matched, ranked[:, position], 0)
-                self.entries[:, twin.index] = self._last_copy(entry) if twin.children else entry
+        for alike in _overlapping([(node, self._codes(node)) for node in nodes]):
+            everything = set().union(*(pdg for _, pdg in alike))
+            fits = np.isin(np.abs(code), [*everything])
+            self.matched &= fits.sum(axis=1) == len(alike)
+            ranked = self._ranked(candidates, code, fits)[:, : len(alike)]
+            chosen = self._matching(ranked, [pdg for _, pdg in alike])
+            for position, (node, _) in enumerate(alike):
+                entry = np.where(self.matched, chosen[:, position], 0)
+                self.entries[:, node.index] = self._last_copy(entry) if node.children else entry
+
+    def _codes(self, node: Node) -> frozenset[int]:
+        return frozenset(abs(number) for number in self.card.particles[node.name].pdg)
+
+    def _matching(self, ranked: Integers, allowed: Sequence[frozenset[int]]) -> Integers:
+        """Gives each name a candidate with one of its codes, or marks the collision as unmatched.
+
+        Args:
+            ranked: As many candidates as names, best first, shape ``(N, c)``.
+            allowed: The codes of each name.
+        """
+        if len(set(allowed)) == 1:
+            return ranked
+        code = np.abs(self.column("id", np.maximum(ranked, 0)))
+        fits = np.stack([np.isin(code, [*pdg]) for pdg in allowed], axis=1)
+        chosen, open_ = np.zeros_like(ranked), np.ones(len(ranked), bool)
+        names = np.arange(len(allowed))
+        for order in itertools.permutations(range(len(allowed))):
+            good = open_ & fits[:, names, list(order)].all(axis=1)
+            chosen[good] = ranked[good][:, list(order)]
+            open_ &= ~good
+        self.matched &= ~open_
+        return chosen
 
     def _ranked(self, candidates: Integers, code: Integers, fits: Mask) -> Integers:
         """Sorts the fitting candidates: particles first, then by falling transverse momentum."""

@@ -16,12 +16,19 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from massrecon.errors import MassReconError
+from massrecon.errors import MassReconError, StoreError
+from massrecon.events.manifest import part_name
 from massrecon.events.part import PartMaker
+from massrecon.events.partfile import write_part
+from massrecon.events.plan import Amount
 from massrecon.events.request import Request
-from massrecon.events.store import part_name, write_part
+
+if TYPE_CHECKING:
+    from massrecon.events.toys import ToyMaker
+
+_FREE = "Free some space and run the same command again: finished parts are kept."
 
 
 class _Orders:
@@ -68,31 +75,53 @@ def main() -> None:
         _work(orders, tell)
     except MassReconError as error:
         tell(error=type(error).__name__, message=str(error))
+    except OSError as error:
+        message = (
+            f"A temporary file in '{orders.job['folder']}' cannot be written: {error}. {_FREE}"
+        )
+        tell(error=StoreError.__name__, message=message)
 
 
 def _work(orders: _Orders, tell: Any) -> None:
     """Makes the parts that are ordered, one after the other."""
     job = orders.job
     request = Request.of(job["card"], job["masses"], job["seed"], job["settings"])
-    folder, maker = Path(job["folder"]), PartMaker(request)
+    folder, maker = Path(job["folder"]), maker_of(request)
+    amount = Amount(**job["amount"])
     while True:
         number = orders.next_part()
 
-        def report(generated: int, selected: int, number: int = number) -> None:
+        groups: list[int] = []
+
+        def report(
+            generated: int, selected: int, number: int = number, groups: list[int] = groups
+        ) -> None:
+            groups.append(selected)
             tell(part=number, generated=generated, selected=selected)
 
-        part = maker.make(number, lambda number=number: orders.limit(number), report)
-        digest = write_part(folder / part_name(number), part.arrays, request.card)
-        tell(
-            part=number,
-            done={
-                "number": number,
-                "n_events": len(part.arrays["weight"]),
-                "sha256": digest,
-                "complete": part.complete,
-                "groups": part.groups,
-            },
-        )
+        def limit(number: int = number, groups: list[int] = groups) -> int:
+            enough = len(groups) >= amount.groups_of(number)
+            return 0 if enough else orders.limit(number)
+
+        part = maker.make(number, limit, report)
+        entry = {
+            "number": number,
+            "n_events": len(part.arrays["weight"]),
+            "complete": part.complete,
+            "groups": part.groups,
+        }
+        about = entry | {"request": request.to_dict()}
+        digest = write_part(folder / part_name(number), part.arrays, request.card, about)
+        tell(part=number, done=entry | {"sha256": digest})
+
+
+def maker_of(request: Request) -> PartMaker | ToyMaker:
+    """Chooses what makes the parts of a card; toys need neither Pythia nor a detector."""
+    if request.settings.phase_space is None:
+        return PartMaker(request)
+    from massrecon.events.toys import ToyMaker
+
+    return ToyMaker(request)
 
 
 if __name__ == "__main__":

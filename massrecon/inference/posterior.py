@@ -271,7 +271,7 @@ def reconstruct(
 
     Args:
         model: A trained model.
-        events: Events of the model's card, simulated or real.
+        events: Events of the model's card, simulated or real, or a background with the same slots.
         n_samples: Number S of draws for each event.
         steps: Steps of the sampler; None for the model's own default.
         solver: Sampler of the model, ``ddim`` or ``ancestral``.
@@ -288,19 +288,20 @@ def reconstruct(
         raise InputError("There are no events to reconstruct.")
     if n_samples < 1:
         raise InputError(f"'n_samples' should be at least 1, got {n_samples}.")
-    if tuple(events.card.target_names) != tuple(model.target_names):
+    # a background has no targets of its own: it is reconstructed as if it were the model's process
+    card = events.card if events.card.targets else model.card
+    if tuple(card.target_names) != tuple(model.target_names):
         raise InputError(
             f"The model reconstructs {', '.join(model.target_names)}, but the events of "
-            f"'{events.card.name}' have {', '.join(events.card.target_names)}: use a model "
-            f"trained on this card."
+            f"'{card.name}' have {', '.join(card.target_names)}: use a model trained on this card."
         )
     events.validate()
     samples = model.sample(events, n_samples, steps=steps, solver=solver, seed=seed)
     return Posterior(
         samples=samples.cpu(),
-        card=events.card,
+        card=card,
         truth=events.targets().cpu() if events.has_targets else None,
-        masses=None if events.masses is None else events.masses.cpu(),
+        masses=None if events.masses is None or card is not events.card else events.masses.cpu(),
         weight=events.weight.cpu(),
         provenance={
             "model": model.name,

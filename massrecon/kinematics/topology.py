@@ -5,6 +5,9 @@ with brackets around a decay that has decays of its own::
 
     p p > chi20 chi1, (chi20 > h chi10, h > gamma gamma), (chi1 > W chi10, W > l nu)
 
+A decay that is given once serves all like particles of its level, ``p p > A A, A > a B``; given
+several times it is taken in order, and what is left stays undecayed.
+
 Every particle of the tree gets a unique label. A name that occurs once is its own label; one that
 occurs on both sides carries the side, ``chi10_a`` and ``chi10_b`` with side *a* the first particle
 of the final state of the process; one that occurs several times on a side is numbered, ``gamma1``.
@@ -162,6 +165,7 @@ class _Parser:
                 self._take(")")
             else:
                 self._step(mothers)
+        _share_decays(mothers)
 
     def _step(self, mothers: list[_Particle]) -> _Particle:
         token, place = self._peek("a decaying particle")
@@ -203,6 +207,16 @@ class _Parser:
         raise TopologyError(
             f"The decay string {why}, at the mark:\n  {self.text}\n  {' ' * position}^"
         )
+
+
+def _share_decays(mothers: list[_Particle]) -> None:
+    """Lets a decay that is given once serve all particles of its name."""
+    for name in {mother.name for mother in mothers}:
+        like = [mother for mother in mothers if mother.name == name]
+        given = [mother.daughters for mother in like if mother.daughters]
+        if len(given) == 1:
+            for mother in like:
+                mother.daughters = given[0]
 
 
 def _number(roots: list[_Particle]) -> tuple[Node, ...]:

@@ -10,15 +10,27 @@ from massrecon.visual.collisions import event_overview, mass_coverage
 from massrecon.visual.distributions import truth_against_generated
 from massrecon.visual.performance import efficiency_curve, self_consistency
 from massrecon.visual.predictions import predicted_against_true
+from massrecon.visual.response import (
+    JET_REGIONS,
+    jet_performance,
+    multiplicities,
+    object_performance,
+    ptmiss_performance,
+)
 from massrecon.visual.single_events import event_posteriors
 from massrecon.visual.training import training_curve
 
 __all__ = [
+    "JET_REGIONS",
     "efficiency_curve",
     "event_overview",
     "event_posteriors",
+    "jet_performance",
     "mass_coverage",
+    "multiplicities",
+    "object_performance",
     "predicted_against_true",
+    "ptmiss_performance",
     "self_consistency",
     "training_curve",
     "truth_against_generated",

@@ -1,8 +1,9 @@
-"""Benchmark of the simulation: ``python tests/benchmarks/simulate.py [n_events]``.
+"""Benchmark of the simulation: ``python tests/benchmarks/simulate.py [n_events] [n_parts]``.
 
-Compares, within one run, the whole chain from generation to stored arrays with bare event
-generation by Pythia (``nextBatch``, the same events), stage by stage, in processor time; then the
-wall time of `simulate` with one and with two workers.
+Compares, within one run, the whole chain from generation to stored parts with bare event generation
+by Pythia (``nextBatch`` of the same events), stage by stage, in processor time: part by part in
+turns, so that a busy machine slows both alike. Then the wall time of `simulate` with one and with
+two workers, in turns as well, the memory of a worker, and selected events per second.
 """
 
 from __future__ import annotations
@@ -13,106 +14,150 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
 import massrecon
-from massrecon.events.detector import detect
-from massrecon.events.part import BLOCK_EVENTS, GROUP_BLOCKS, PartMaker
-from massrecon.events.pythia import Record
+from massrecon.events import hard, part
+from massrecon.events.hard import BLOCK_EVENTS, BLOCKS_PER_PART, EVENTS_PER_PART
+from massrecon.events.part import PartMaker
+from massrecon.events.partfile import write_part
+from massrecon.events.pythia import SEED_MAX, Collider, Record
 from massrecon.events.request import Request
-from massrecon.events.selection import select
-from massrecon.events.store import write_part
-from massrecon.events.truth import check_masses, match_partons
 
 MASSES = {"chi20": 600.0, "chi10": (50.0, 450.0)}
-N_GROUPS = 8
+STAGES: dict[str, list[tuple[Any, str]]] = {
+    "initialising": [(Collider, "initialise")],
+    "generation": [(Collider, "generate")],
+    "flattening": [(Record, "stable"), (hard.Record, "join")],
+    "truth": [
+        (part, "match_partons"),
+        (part, "check_matched"),
+        (part, "check_masses"),
+        (part, "heavy_flavour"),
+    ],
+    "detector": [(part, "detect")],
+    "jets and selection": [(part, "select")],
+    "counting": [(part, "count_cells"), (Collider, "tally"), (hard, "_since")],
+}
 
 
-def time_stages() -> dict[str, float]:
-    """Measures the processor time of each stage [ms per generated event]."""
+def timed(function: Callable[..., Any], stage: str, spent: dict[str, float]) -> Callable[..., Any]:
+    """Adds the processor time of a function to a stage."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[stage] += time.process_time() - start
+
+    return wrapper
+
+
+def watch(spent: dict[str, float]) -> None:
+    """Puts a clock on every stage."""
+    for stage, functions in STAGES.items():
+        for owner, name in functions:
+            function = getattr(owner, name)
+            clocked = timed(function, stage, spent)
+            # a class method is bound already
+            setattr(
+                owner, name, staticmethod(clocked) if hasattr(function, "__self__") else clocked
+            )
+
+
+def generate_bare(source: hard.ProcessSource, number: int) -> float:
+    """Generates the collisions of a part with Pythia alone; returns its processor time [s]."""
+    rng = np.random.default_rng([source.request.seed, number])
+    masses = source.request.prior.draw(rng, BLOCKS_PER_PART)
+    seeds = rng.integers(1, SEED_MAX, BLOCKS_PER_PART)
+    collider = source.collider(source.tiers.index(masses[0]), fresh=True)
+    start = time.process_time()
+    for point, seed in zip(masses, seeds.tolist(), strict=True):
+        collider._pythia.rndm.init(seed)
+        collider._set_masses(point)
+        collider._pythia.nextBatch(BLOCK_EVENTS, "skip")
+    return time.process_time() - start
+
+
+def time_stages(n_parts: int) -> tuple[float, dict[str, float]]:
+    """Measures bare Pythia and each stage of the chain [ms per generated event]."""
     request = Request.of("wino_udd", MASSES, 1, None)
-    maker, spent = PartMaker(request), defaultdict(float)
-    points = request.prior.draw(np.random.default_rng(1), GROUP_BLOCKS * (N_GROUPS + 1))
-    stored = []
-
-    def clock(stage: str, since: float) -> float:
-        spent[stage] += time.process_time() - since
-        return time.process_time()
-
-    for group in range(N_GROUPS + 1):
-        if group == 1:  # the first group loads modules and fills caches
-            spent.clear()
-        blocks = range(group * GROUP_BLOCKS, (group + 1) * GROUP_BLOCKS)
-        colliders = [maker._collider(points[b], {0}) for b in blocks]
-        if group == 0:
-            colliders[0].initialise()
-        now = time.process_time()
-        for collider, b in zip(colliders, blocks, strict=True):
-            collider._pythia.rndm.init(b + 1)
-            collider._set_masses(points[b])
-            collider._pythia.nextBatch(BLOCK_EVENTS, "skip")
-        now = clock("bare nextBatch", now)
-        records = [
-            collider.generate(points[b], b + 1, BLOCK_EVENTS)
-            for collider, b in zip(colliders, blocks, strict=True)
-        ]
-        now = clock("generation", now)
-        record = Record.join(records)
-        particles = record.stable()
-        now = clock("flattening", now)
-        masses = np.repeat(points[blocks], [r.n_events for r in records], axis=0)
-        partons, matched = match_partons(request.card, record)
-        check_masses(request.card, partons[matched], masses[matched])
-        now = clock("truth", now)
-        response = detect(particles, record.n_events, np.random.default_rng(group))
-        now = clock("detector", now)
-        arrays, events, _ = select(request.card, response, matched)
-        clock("jets and selection", now)
-        arrays |= {"partons": partons[events], "masses": masses[events]}
-        stored.append(arrays | {"weight": np.ones(len(events)), "block": events})
+    maker, bare_source = PartMaker(request), hard.ProcessSource(request)
+    spent: dict[str, float] = defaultdict(float)
+    watch(spent)
+    bare = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        now = time.process_time()
-        joined = {name: np.concatenate([a[name] for a in stored[1:]]) for name in stored[0]}
-        write_part(Path(folder) / "part.parquet", joined, request.card)
-        clock("writing", now)
+        for number in range(n_parts + 1):
+            if number == 1:  # the first part loads modules and fills caches
+                spent.clear()
+                bare = 0.0
+            initialising = spent["initialising"]
+            bare += generate_bare(bare_source, number)
+            spent["initialising"] = initialising
+            start = time.process_time()
+            made = maker.make(number, lambda: 2**62, lambda *_: None)
+            inside = time.process_time()
+            write_part(Path(folder) / "part.parquet", made.arrays, request.card)
+            spent["writing"] += time.process_time() - inside
+            spent["whole chain"] += time.process_time() - start
     maker.close()
-    n_generated = N_GROUPS * GROUP_BLOCKS * BLOCK_EVENTS
-    return {stage: 1e3 * seconds / n_generated for stage, seconds in spent.items()}
+    bare_source.close()
+    scale = 1e3 / (n_parts * EVENTS_PER_PART)
+    return bare * scale, {stage: seconds * scale for stage, seconds in spent.items()}
 
 
-def main() -> None:
-    """Prints the table."""
-    n_events = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    spent = time_stages()
-    bare = spent.pop("bare nextBatch")
+def print_stages(n_parts: int) -> None:
+    """Prints the table of the stages."""
+    bare, spent = time_stages(n_parts)
+    whole = spent.pop("whole chain")
+    spent["the rest"] = whole - sum(spent.values())
     print(
-        f"\nprocessor time per generated event [ms], {N_GROUPS * GROUP_BLOCKS * BLOCK_EVENTS} "
-        f"events\n  bare nextBatch        {bare:7.3f}"
+        f"\nprocessor time per generated event [ms], {n_parts * EVENTS_PER_PART:,} events\n"
+        f"  bare nextBatch        {bare:7.3f}"
     )
     for stage, milliseconds in spent.items():
         print(f"  {stage:20s}  {milliseconds:7.3f}  {milliseconds / bare:6.3f} x bare")
-    total = sum(spent.values())
-    print(f"  whole chain           {total:7.3f}  {total / bare:6.3f} x bare")
+    print(f"  whole chain           {whole:7.3f}  {whole / bare:6.3f} x bare")
+    started = whole - spent["initialising"]
+    print(f"  without initialising  {started:7.3f}  {started / bare:6.3f} x bare")
 
-    wall = {}
-    for workers in (1, 2):
-        start = time.perf_counter()
-        sample = massrecon.simulate(
-            "wino_udd", n_events, MASSES, seed=2, workers=workers, progress=False
-        )
-        wall[workers] = time.perf_counter() - start
-        generated = sample.provenance["n_generated"]
-        print(
-            f"{workers} worker(s): {n_events} selected events of {generated} in "
-            f"{wall[workers]:.1f} s, {n_events / wall[workers]:.0f} selected events/s"
-        )
-    print(f"2 workers are {wall[1] / wall[2]:.2f} times as fast as one")
+
+def time_workers(n_events: int, workers: int) -> float:
+    """Simulates and returns the wall time [s]."""
+    start = time.perf_counter()
+    sample = massrecon.simulate(
+        "wino_udd", n_events, MASSES, seed=2, workers=workers, progress=False
+    )
+    seconds = time.perf_counter() - start
+    print(
+        f"{workers} worker(s): {n_events:,} selected events of "
+        f"{sample.provenance['n_generated']:,} in {seconds:.1f} s, "
+        f"{n_events / seconds:.0f} selected events/s; load of the machine "
+        f"{os.getloadavg()[0]:.1f}"
+    )
+    return seconds
+
+
+def main() -> None:
+    """Prints all."""
+    n_events = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    n_parts = int(sys.argv[2]) if len(sys.argv) > 2 else 2
+    massrecon.Events  # noqa: B018  (loads torch, which takes seconds and is not to be timed)
+    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+    wall: dict[int, list[float]] = {1: [], 2: []}
+    for workers in (1, 2, 2, 1):
+        wall[workers].append(time_workers(n_events, workers))
+    print(f"2 workers are {min(wall[1]) / min(wall[2]):.2f} times as fast as one")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"peak memory of a worker: {peak:.0f} MB")
+    print_stages(n_parts)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,216 @@
+"""The kinematic mixture: what the decay topology alone says about the masses of an event.
+
+Every assignment *a* of objects to the legs of the decay measures each resonance: masses y_a with
+covariance S_a and, with the matrix H that maps the unknown masses to the resonances that have them,
+a Gaussian in the masses m in closed form,
+
+    p(m | y) ~ sum_a w_a N(m; C_a H^T S_a^-1 y_a, C_a),      C_a = (H^T S_a^-1 H)^-1,
+    ln w_a = -chi^2_a / 2 + ln(det S_a^-1 / det C_a^-1) / 2 + prior of the assignment,
+
+with chi^2_a the distance of y_a from the nearest H m. Resonances of known mass take part with their
+value moved to y. Different chains have different objects, so that S_a has one block for each chain
+and the information H^T S^-1 H is a sum over chains: it is computed once for each configuration
+of a chain and added up for each assignment.
+
+The prior of an assignment, the response of a chain that lost an object, and all widths are
+parameters of `KinematicMixture`; `massrecon.kinematics.mixture_fit` fits them on simulated events.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from massrecon.kinematics import mixture_algebra as algebra
+from massrecon.kinematics.backends import Backend, choose_backend
+from massrecon.kinematics.mixture_chains import PTMISS, Objects
+from massrecon.kinematics.mixture_compiled import compiled_posterior
+from massrecon.kinematics.mixture_events import (
+    DetectedEvents,
+    EventBlock,
+    EventSorter,
+    MixtureOptions,
+    Plan,
+)
+from massrecon.kinematics.mixture_parameters import ChainResponse, Outlier
+from massrecon.kinematics.mixture_posterior import MassPosterior, PosteriorCollector
+from massrecon.kinematics.mixture_scheme import MassRegion, MassScheme, ResponseTable
+from massrecon.kinematics.topology import Node
+
+_BLOCK = 2**15
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """Weighted Gaussians in the M masses: A hypotheses for each of N events.
+
+    Attributes:
+        log_weight: Log of the weights, not normalised, shape ``(A, N)``.
+        mean: Means [GeV], M tensors ``(A, N)``.
+        precision: Inverse covariances [1/GeV²].
+        covariance: Covariances [GeV²].
+        log_det: Log of the determinant of the precision, shape ``(A, N)``.
+    """
+
+    log_weight: Tensor
+    mean: list[Tensor]
+    precision: algebra.Matrix
+    covariance: algebra.Matrix
+    log_det: Tensor
+
+
+class KinematicMixture(nn.Module):
+    """Gaussian mixtures in the masses from all assignments; its parameters can be fitted.
+
+    Args:
+        scheme: Unknown and known masses of the decay.
+        response: Resolutions of the objects and of ptmiss.
+        region: Where the masses may lie; the prior is flat there.
+        options: What is summed over.
+
+    Attributes:
+        chains: The response of each chain.
+        log_width: Log of a factor on the resolution of each source in `sources`.
+        extra: Weights of the traits of an extra object in the log of its probability.
+        log_temperature: Log of the temperature T; weights are raised to 1 / T.
+        outlier: The component for events that no assignment explains.
+    """
+
+    def __init__(
+        self,
+        scheme: MassScheme,
+        response: ResponseTable,
+        region: MassRegion,
+        options: MixtureOptions | None = None,
+    ) -> None:
+        super().__init__()
+        region.check_size(len(scheme.names))
+        self.scheme, self.response, self.region = scheme, response, region
+        self.options = options or MixtureOptions()
+        self.sorter = EventSorter(scheme, response, self.options)
+        lossy = frozenset(self.options.missing)
+        kinds = tuple(dict.fromkeys(scheme.legs.leg_kinds))
+        self.sources = (*kinds, PTMISS) if scheme.solved else kinds
+        self.chains = nn.ModuleList(
+            ChainResponse(scheme, chain, lossy, region.middle) for chain in scheme.legs.chains
+        )
+        self.log_width = nn.Parameter(torch.zeros(len(self.sources), dtype=torch.float64))
+        self.extra = nn.Parameter(torch.tensor([0.0, -1.0, -0.5, 0.0], dtype=torch.float64))
+        self.log_temperature = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.outlier = Outlier(region)
+
+    def gaussians(self, block: EventBlock) -> Gaussians:
+        """Computes the Gaussian of every hypothesis, chain by chain and then added up."""
+        return self._combined(self._information(block), block.plan.pairs)
+
+    def _information(self, block: EventBlock) -> list[Tensor]:
+        widths = dict(zip(self.sources, self.log_width.exp(), strict=True))
+        return [
+            cast(ChainResponse, chain).information(terms, widths, self.extra)
+            for chain, terms in zip(self.chains, block.terms, strict=True)
+        ]
+
+    def _combined(self, information: Sequence[Tensor], pairs: Tensor) -> Gaussians:
+        size = len(self.scheme.names)
+        rows = zip(information, pairs.T, strict=True)
+        total = algebra.sum_of([rows_of.index_select(1, at) for rows_of, at in rows])
+        n_entries = size * (size + 1) // 2
+        precision = algebra.unpacked(list(total[:n_entries]), size)
+        vector = list(total[n_entries:-1])
+        covariance, log_det = algebra.invert(precision)
+        off = algebra.times(covariance, vector)
+        log_weight = total[-1] + 0.5 * (algebra.dot(vector, off) - log_det)
+        log_weight = log_weight * (-self.log_temperature).exp().to(log_weight)
+        mean = [x + origin for x, origin in zip(off, self.region.middle, strict=True)]
+        return Gaussians(log_weight, mean, precision, covariance, log_det)
+
+    def log_prob(self, block: EventBlock, masses: Tensor) -> Tensor:
+        """Computes the log density of masses ``(N, M)`` [GeV] for the events of a block ``(N,)``.
+
+        All hypotheses count, and gradients flow to the parameters.
+        """
+        found, x = self.gaussians(block), list(masses.T)
+        inside = algebra.log_probability(found.mean, found.covariance, self.region.rows)
+        density = algebra.log_normal_density(x, found.mean, found.precision, found.log_det)
+        log_evidence = torch.logsumexp(found.log_weight + inside, 0)
+        log_outlier = self.outlier.log_weight(log_evidence)
+        parts = torch.logsumexp(found.log_weight + density, 0)
+        total = torch.logaddexp(log_evidence, log_outlier)
+        return torch.logaddexp(parts, log_outlier + self.outlier.log_prob(x)) - total
+
+    @torch.no_grad()
+    def posterior(
+        self, events: DetectedEvents, momenta: Sequence[str] = (), backend: Backend = "auto"
+    ) -> MassPosterior:
+        """Computes the posterior of the masses of each event, keeping the largest components.
+
+        Args:
+            events: The events.
+            momenta: Labels of resonances whose momentum each component should carry.
+            backend: ``numba`` runs compiled kernels on processors, ``torch`` everywhere; ``auto``
+                takes Numba where it is installed.
+
+        Raises:
+            TopologyError: If an event has too few objects for any assignment.
+            MissingExtraError: If Numba is asked for and not installed.
+        """
+        if choose_backend(backend, events.p4.device) == "numba":
+            return compiled_posterior(self, events, momenta)
+        return self._posterior(events, momenta)
+
+    def _posterior(self, events: DetectedEvents, momenta: Sequence[str]) -> MassPosterior:
+        """Computes the posterior in torch, in blocks."""
+        collector = PosteriorCollector(
+            self.outlier, self.scheme.names, self.options.kept, tuple(momenta), events.p4
+        )
+        nodes = [self.scheme.legs.topology.node(label) for label in momenta]
+        for block in self.sorter.blocks(events, _BLOCK, by="configurations"):
+            information, plan = self._information(block), block.plan
+            carried = [self.momenta_of(node, plan, block.objects) for node in nodes]
+            for part in torch.arange(len(block.rows)).split(max(1, _BLOCK // len(plan.pairs))):
+                pieces = [rows[:, :, part[0] : part[-1] + 1].float() for rows in information]
+                found = self._combined(pieces, plan.pairs)
+                best = self._best(found)
+                collector.add(
+                    rows=block.rows[part],
+                    log_weight=best.values,
+                    mean=[_at(x, best.indices) for x in found.mean],
+                    covariance=[[_at(x, best.indices) for x in row] for row in found.covariance],
+                    momenta=[p4[:, plan.pairs[best.indices, side], part] for side, p4 in carried],
+                )
+        collector.normalise()
+        return collector.posterior
+
+    def _best(self, found: Gaussians) -> _Best:
+        """Chooses what is kept: by weight, lowered by the distance from the region."""
+        score = found.log_weight
+        for i, mean in enumerate(found.mean):
+            off = mean - mean.clamp(self.region.low[i], self.region.high[i])
+            score = torch.addcdiv(score, off.square_(), found.covariance[i][i], value=-0.5)
+        best = score.topk(min(self.options.kept, len(score)), 0)
+        weight = _at(found.log_weight, best.indices)
+        negligible = best.values < best.values[0] + math.log(self.options.least_weight)
+        return _Best(weight.masked_fill(negligible, -math.inf), best.indices)
+
+    def momenta_of(self, node: Node, plan: Plan, objects: Objects) -> tuple[int, Tensor]:
+        """Returns the chain of a resonance and its momenta, shape ``(4, R C, N)``."""
+        side = [chain.root.side for chain in self.scheme.legs.chains].index(node.side)
+        builder = plan.builders[side]
+        p4 = builder.momenta(node, objects)
+        return side, p4.expand(-1, builder.n_roots, -1, -1).flatten(1, 2)
+
+
+class _Best(NamedTuple):
+    """Log weights of the hypotheses that are kept, -inf for negligible ones, and their numbers."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def _at(values: Tensor, indices: Tensor) -> Tensor:
+    return values.gather(0, indices).double()

@@ -1,0 +1,209 @@
+"""Events sorted by what they hold, so that all events of a block have the same assignments."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from massrecon.errors import InputError, ShapeError
+from massrecon.kinematics.assignments import Assignments, assign
+from massrecon.kinematics.mixture_chains import ChainBuilder, ChainTerms, Objects
+from massrecon.kinematics.mixture_scheme import MassScheme, ResponseTable
+
+Unit = Literal["hypotheses", "configurations"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOptions:
+    """What the mixture sums over.
+
+    Attributes:
+        most_objects: Most objects of each kind that are looked at, those with the largest pT; a
+            kind that is not listed has no limit.
+        missing: Most legs of each kind that may have lost their object. Objects of these kinds may
+            also be extra, in any number.
+        kept: Number of Gaussians kept for each event, those of largest weight.
+        least_weight: Gaussians of less weight, relative to the largest, are left out.
+    """
+
+    most_objects: Mapping[str, int] = field(default_factory=lambda: {"jet": 8})
+    missing: Mapping[str, int] = field(default_factory=lambda: {"jet": 4})
+    kept: int = 96
+    least_weight: float = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class DetectedEvents:
+    """What the mixture reads of N events with K slots.
+
+    Attributes:
+        p4: Four-momenta (px, py, pz, E) [GeV], by falling pT within a kind, shape ``(N, K, 4)``.
+        present: Which slots hold an object, shape ``(N, K)``.
+        kinds: Kind of each slot; slots of kinds that the decay does not have are not looked at.
+        ptmiss: Missing transverse momentum [GeV], shape ``(N, 2)``.
+
+    Raises:
+        ShapeError: If a shape does not fit.
+        InputError: If a value is not finite.
+    """
+
+    p4: Tensor
+    present: Tensor
+    kinds: tuple[str, ...]
+    ptmiss: Tensor
+
+    def __post_init__(self) -> None:
+        n, slots = len(self.p4), len(self.kinds)
+        expected = {"p4": (n, slots, 4), "present": (n, slots), "ptmiss": (n, 2)}
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ShapeError(f"'{name}' should have shape {shape}, got {found}.")
+        values = self.p4.where(self.present.unsqueeze(-1), 0.0)
+        good = values.isfinite().flatten(1).all(1) & self.ptmiss.isfinite().all(1)
+        if not bool(good.all()):
+            first = int((~good).nonzero()[0])
+            raise InputError(
+                f"An object or ptmiss is not finite in {int((~good).sum())} of {n} events, first "
+                f"in event {first}: remove these events."
+            )
+
+    def __len__(self) -> int:
+        return len(self.p4)
+
+    def __getitem__(self, rows: Tensor | slice) -> DetectedEvents:
+        """Selects events by mask, positions or slice."""
+        return DetectedEvents(self.p4[rows], self.present[rows], self.kinds, self.ptmiss[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The assignments for some numbers of objects, and how to add up the chains.
+
+    Attributes:
+        assignments: The assignments.
+        builders: One for each chain.
+        pairs: For each hypothesis (assignment and choice of roots) the row of each chain's
+            configurations, shape ``(A, S)``.
+        assignment: Number of the assignment of each hypothesis, shape ``(A,)``.
+    """
+
+    assignments: Assignments
+    builders: tuple[ChainBuilder, ...]
+    pairs: Tensor
+    assignment: Tensor
+
+    @property
+    def n_configurations(self) -> int:
+        """Number of configurations of all chains, with roots."""
+        return sum(builder.n_roots * len(builder.index) for builder in self.builders)
+
+
+@dataclass(frozen=True, eq=False)
+class EventBlock:
+    """Events with equally many objects of each kind, ready for the sum over assignments.
+
+    Attributes:
+        rows: Positions of the events in the sample, shape ``(N,)``.
+        plan: Their assignments.
+        objects: Their objects.
+        terms: What each chain says.
+    """
+
+    rows: Tensor
+    plan: Plan
+    objects: Objects
+    terms: tuple[ChainTerms, ...]
+
+
+class EventSorter:
+    """Sorts events into blocks and computes what their chains say."""
+
+    def __init__(
+        self, scheme: MassScheme, response: ResponseTable, options: MixtureOptions
+    ) -> None:
+        self.scheme, self.response, self.options = scheme, response, options
+        self.plan = lru_cache(maxsize=256)(self._plan)
+
+    def blocks(
+        self,
+        events: DetectedEvents,
+        size: int,
+        by: Unit = "hypotheses",
+        most_events: int | None = None,
+    ) -> Iterator[EventBlock]:
+        """Yields all events in blocks, with what their chains say.
+
+        Args:
+            events: The events.
+            size: Number of events of a block times the number of hypotheses, or of configurations
+                of all chains.
+            by: Which of the two.
+            most_events: Most events of a block.
+
+        Raises:
+            TopologyError: If an event has too few objects for any assignment.
+        """
+        for rows, plan, objects in self.groups(events, size, by, most_events):
+            terms = tuple(builder.terms(objects) for builder in plan.builders)
+            yield EventBlock(rows, plan, objects, terms)
+
+    def groups(
+        self, events: DetectedEvents, size: int, by: Unit, most_events: int | None = None
+    ) -> Iterator[tuple[Tensor, Plan, Objects]]:
+        """Yields positions, assignments and objects of events with equally many objects."""
+        kinds = tuple(k for k in dict.fromkeys(events.kinds) if k in self.scheme.legs.leg_kinds)
+        counts = self.counts(events, kinds)
+        sum_pt = (torch.hypot(events.p4[..., 0], events.p4[..., 1]) * events.present).sum(1)
+        for number in torch.unique(counts, dim=0).tolist():
+            rows = (counts == counts.new_tensor(number)).all(1).nonzero().flatten()
+            plan = self.plan(tuple(zip(kinds, number, strict=True)))
+            width = len(plan.pairs) if by == "hypotheses" else plan.n_configurations
+            step = max(1, min(size // width, most_events or size))
+            for at in rows.split(step):
+                p4 = _leading(events[at], dict(zip(kinds, number, strict=True)))
+                objects = Objects.of(
+                    p4, plan.assignments.kinds, events.ptmiss[at], sum_pt[at], self.response
+                )
+                yield at, plan, objects
+
+    def counts(self, events: DetectedEvents, kinds: Sequence[str]) -> Tensor:
+        """Counts the objects of each kind that are looked at, shape ``(N, kinds)``."""
+        columns = []
+        for kind in kinds:
+            there = events.present[:, [i for i, k in enumerate(events.kinds) if k == kind]].sum(1)
+            limit = self.options.most_objects.get(kind)
+            columns.append(there if limit is None else there.clamp(max=limit))
+        return torch.stack(columns, 1)
+
+    def _plan(self, counts: tuple[tuple[str, int], ...]) -> Plan:
+        legs = self.scheme.legs
+        assignments = assign(legs, dict(counts), missing=self.options.missing)
+        lossy = frozenset(self.options.missing)
+        builders = tuple(
+            ChainBuilder(self.scheme, assignments, s, lossy) for s in range(len(legs.chains))
+        )
+        choices = [
+            [assignments.chain_index[:, s] + root * len(b.index) for root in range(b.n_roots)]
+            for s, b in enumerate(builders)
+        ]
+        pairs = [torch.stack(choice, 1) for choice in itertools.product(*choices)]
+        numbers = torch.arange(len(assignments)).repeat(len(pairs))
+        return Plan(assignments, builders, torch.cat(pairs), numbers)
+
+
+def _leading(events: DetectedEvents, counts: Mapping[str, int]) -> Tensor:
+    """Returns the first present objects of each kind, shape ``(N, K, 4)``."""
+    found = []
+    for kind, count in counts.items():
+        slots = [i for i, k in enumerate(events.kinds) if k == kind]
+        absent = (~events.present[:, slots]).to(torch.int8)
+        order = absent.argsort(dim=1, stable=True)[:, :count]
+        found.append(events.p4[:, slots].gather(1, order.unsqueeze(-1).expand(-1, -1, 4)))
+    return torch.cat(found, 1)

@@ -1,0 +1,455 @@
+"""The kinematic mixture: against a slow loop, as a distribution, fitted, and as a Posterior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from massrecon.errors import InputError, ShapeError
+from massrecon.events.card import ProcessCard
+from massrecon.events.container import Events
+from massrecon.inference.mixture import (
+    detected,
+    fit_mixture,
+    legs_of,
+    mass_posterior,
+    mixture_for,
+    mixture_posterior,
+    unknown_masses,
+)
+from massrecon.kinematics import fourvectors as fv
+from massrecon.kinematics import mixture_algebra as algebra
+from massrecon.kinematics.legs import DecayLegs
+from massrecon.kinematics.mixture import KinematicMixture
+from massrecon.kinematics.mixture_chains import ChainBuilder
+from massrecon.kinematics.mixture_events import DetectedEvents, EventBlock, MixtureOptions
+from massrecon.kinematics.mixture_fit import MixtureFit, fit_parameters, mean_loss, prepare
+from massrecon.kinematics.mixture_posterior import MassPosterior
+from massrecon.kinematics.mixture_scheme import MassRegion, MassScheme, ResponseTable
+from massrecon.kinematics.topology import TopologyError
+
+ToyEvents = Callable[..., Events]
+
+PLANE = {"chi20": (400.0, 700.0), "chi10": (50.0, 500.0)}
+LINE = {"chi20": 600.0, "chi10": (50.0, 450.0)}
+SHARP = ResponseTable({"jet": ((50,), (0.1,)), "lepton": ((50,), (0.02,))}, ((500,), (1e-6,)))
+TOP = "p p > t t~, (t > b W, W > l nu), (t~ > b W, W > q q)"
+
+
+def semileptonic(**options: object) -> KinematicMixture:
+    """One top decays leptonically; the hadronic W has a known mass."""
+    legs = DecayLegs.of(TOP, ["nu"], {"b": "jet", "q": "jet", "l": "lepton"}, {"t~": "t"})
+    scheme = MassScheme.of(legs, {"top": ["t", "t~"]}, {"W": 80.379})
+    mixture = KinematicMixture(
+        scheme, SHARP, MassRegion((100.0,), (300.0,)), MixtureOptions(**options)
+    )
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.2 * noise
+    return mixture
+
+
+def random_events(n: int, n_jets: int, seed: int) -> DetectedEvents:
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(n, n_jets + 1, 4, generator=generator, dtype=torch.float64)
+    p4 = fv.from_ptetaphim(
+        30 + 150 * uniform[..., 0],
+        3 * uniform[..., 1] - 1.5,
+        6.28 * uniform[..., 2],
+        3 + 7 * uniform[..., 3],
+    )
+    ptmiss = 40 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    present = torch.ones(n, n_jets + 1, dtype=torch.bool)
+    return DetectedEvents(p4, present, ("lepton", *["jet"] * n_jets), ptmiss)
+
+
+def measured_masses(builder: ChainBuilder, block: EventBlock, factor: Tensor) -> Tensor:
+    """Masses of a chain when every object is scaled, with the invisible leg solved again."""
+    objects = type(block.objects)(
+        block.objects.p4 * factor[:, None],
+        block.objects.kinds,
+        block.objects.ptmiss,
+        block.objects.resolution,
+        block.objects.ptmiss_width,
+    )
+    terms = builder.terms(objects)
+    return torch.stack(torch.broadcast_tensors(*terms.mass)).flatten(1, 2)
+
+
+@torch.no_grad()
+def slow_gaussians(mixture: KinematicMixture, block: EventBlock) -> tuple[np.ndarray, np.ndarray]:
+    """Means and log weights ``(A, N)`` by explicit matrices and numerical derivatives."""
+    step, n_objects = 1e-5, len(block.objects.kinds)
+    factors = dict(zip(mixture.sources, mixture.log_width.exp().tolist(), strict=True))
+    widths = torch.stack(
+        [r * factors[k] for r, k in zip(block.objects.resolution, block.objects.kinds, strict=True)]
+    )
+    mass, covariance, log_weight, expected, column = [], [], [], [], []
+    for s, builder in enumerate(block.plan.builders):
+        response, lost = mixture.chains[s], (builder.index < 0).sum(1)
+        lost = lost.repeat(builder.n_roots)
+        base = measured_masses(builder, block, torch.ones(n_objects, dtype=torch.float64))
+        change = []
+        for k in range(n_objects):
+            up = torch.ones(n_objects, dtype=torch.float64)
+            up[k] += step
+            down = 2 - up
+            change.append(measured_masses(builder, block, up))
+            change[-1] = (change[-1] - measured_masses(builder, block, down)) / (2 * step)
+        jacobian = torch.stack(change)  # (K, d, C, N)
+        jets = torch.tensor([kind == "jet" for kind in block.objects.kinds]).to(jacobian)
+        lean = torch.einsum("k,kdcn->dcn", jets, jacobian)
+        cov = torch.einsum("kicn,kjcn,kn->ijcn", jacobian, jacobian, widths**2)
+        cov += (2 * response.log_spread[lost]).exp()[:, None] * lean[:, None] * lean[None]
+        blur = (2 * response.log_blur[:, lost]).exp()[..., None] * base**2 + 1
+        unreal = builder.terms(block.objects).unreal
+        for i, node in enumerate(response.nodes):
+            cov[i, i] += blur[i]
+            if builder.solved and mixture.scheme.has_solved(node):
+                real_width, unreal_width = (2 * response.log_invisible).exp()
+                cov[i, i] += torch.where(unreal, unreal_width, real_width).repeat(2, 1)
+        traits = builder.terms(block.objects).traits.repeat(1, builder.n_roots, 1)
+        weight = response.prior[lost][:, None] - torch.einsum("t,tcn->cn", mixture.extra, traits)
+        weight = weight + (response.power[:, lost][..., None] * base.log()).sum(0)
+        mass.append(base + response.shift[lost][:, None] * lean)
+        covariance.append(cov)
+        log_weight.append(weight)
+        known = [mixture.scheme.known[node.index] for node in response.nodes]
+        expected.append([m or 0.0 for m in known])
+        column.append([0.0 if m else 1.0 for m in known])
+    return _explicit(mixture, block, mass, covariance, log_weight, expected, column)
+
+
+def _explicit(mixture, block, mass, covariance, log_weight, expected, column):  # noqa: ANN001, ANN202
+    n_events = len(block.rows)
+    means, weights = [], []
+    design = np.concatenate(column)
+    for row in block.plan.pairs.tolist():
+        for n in range(n_events):
+            y = np.concatenate([m[:, c, n].detach() for m, c in zip(mass, row, strict=True)])
+            y = y - np.concatenate(expected)
+            blocks = [s[:, :, c, n].detach().numpy() for s, c in zip(covariance, row, strict=True)]
+            size = sum(len(b) for b in blocks)
+            s = np.zeros((size, size))
+            at = 0
+            for b in blocks:
+                s[at : at + len(b), at : at + len(b)] = b
+                at += len(b)
+            p = np.linalg.inv(s)
+            information = design @ p @ design
+            best = design @ p @ y / information
+            off = y - design * best
+            total = sum(float(w[c, n]) for w, c in zip(log_weight, row, strict=True))
+            total += -0.5 * off @ p @ off + 0.5 * np.linalg.slogdet(p)[1]
+            total += -0.5 * math.log(information)
+            means.append(best)
+            weights.append(total * math.exp(-float(mixture.log_temperature)))
+    shape = (len(block.plan.pairs), n_events)
+    return np.array(means).reshape(shape), np.array(weights).reshape(shape)
+
+
+def test_the_vectorised_sum_agrees_with_explicit_matrices() -> None:
+    mixture = semileptonic(missing={"jet": 1})
+    for n_jets in (3, 5):
+        block = next(mixture.sorter.blocks(random_events(3, n_jets, seed=n_jets), 10**6))
+        found = mixture.gaussians(block)
+        mean, log_weight = slow_gaussians(mixture, block)
+        relative = found.log_weight.detach().numpy()
+        # close to a double root the derivative is deliberately softened
+        near = np.abs(found.mean[0].detach().numpy() - mean) < 1e-2 * mean
+        assert near.mean() > 0.95
+        good = near.all(0)
+        np.testing.assert_allclose(found.mean[0].detach()[:, good], mean[:, good], rtol=2e-3)
+        difference = relative[:, good] - log_weight[:, good]
+        assert np.abs(difference - difference[:1]).max() < 0.05
+
+
+def test_matrices_are_inverted_in_closed_form() -> None:
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn(50, 4, 4, generator=generator, dtype=torch.float64)
+    matrix = root @ root.mT + 0.1 * torch.eye(4, dtype=torch.float64)
+    entries = [[matrix[:, i, j] for j in range(4)] for i in range(4)]
+    inverse, log_det = algebra.invert(entries)
+    stacked = torch.stack([torch.stack(row, -1) for row in inverse], -2)
+    torch.testing.assert_close(stacked, torch.linalg.inv(matrix))
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(matrix).logabsdet)
+    again = algebra.unpacked(algebra.packed(entries), 4)
+    assert all(torch.equal(again[i][j], entries[i][j]) for i in range(4) for j in range(4))
+
+
+def test_probability_of_a_region_agrees_with_random_points() -> None:
+    mean = [torch.tensor([420.0, 560.0]).double(), torch.tensor([120.0, 400.0]).double()]
+    covariance = torch.tensor([[900.0, 500.0], [500.0, 1600.0]]).double()
+    entries = [[covariance[i, j].expand(2) for j in range(2)] for i in range(2)]
+    region = MassRegion((400.0, 50.0), (650.0, 500.0), (((1.0, -1.0), 150.0),))
+    found = algebra.log_probability(mean, entries, region.rows).exp()
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.randn(400_000, 2, generator=generator, dtype=torch.float64)
+    points = noise @ torch.linalg.cholesky(covariance).T
+    for i in range(2):
+        inside = region.contains(points + torch.stack([m[i] for m in mean])).double().mean()
+        assert abs(float(found[i] - inside)) < 0.015
+
+
+def test_absent_slots_and_the_order_of_jets_do_not_matter() -> None:
+    mixture, events = semileptonic(missing={"jet": 1}), random_events(20, 6, seed=8)
+    masses = torch.full((20, 1), 170.0, dtype=torch.float64)
+    padded = torch.cat([events.p4, torch.full((20, 1, 4), torch.nan, dtype=torch.float64)], 1)
+    there = torch.cat([events.present, torch.zeros(20, 1, dtype=torch.bool)], 1)
+    swapped = [0, 4, 7, 2, 1, 3, 5, 6]
+    other = DetectedEvents(
+        padded[:, swapped], there[:, swapped], ("lepton", *["jet"] * 7), events.ptmiss
+    )
+    one = mixture.posterior(events, backend="torch").log_prob(masses)
+    two = mixture.posterior(other, backend="torch").log_prob(masses)
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
+
+
+def test_rotating_the_event_about_the_beam_changes_nothing() -> None:
+    mixture, events = semileptonic(), random_events(20, 4, seed=9)
+    angle = torch.tensor(1.1, dtype=torch.float64)
+    turned = DetectedEvents(
+        fv.rotate_z(events.p4, angle),
+        events.present,
+        events.kinds,
+        fv.rotate_z(events.ptmiss, angle),
+    )
+    masses = torch.full((20, 1), 170.0, dtype=torch.float64)
+    one, two = (mixture.posterior(e, backend="torch") for e in (events, turned))
+    torch.testing.assert_close(one.log_prob(masses), two.log_prob(masses), rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def wino(card: ProcessCard, toy_events: ToyEvents) -> tuple[KinematicMixture, Events]:
+    return mixture_for(card, PLANE), toy_events(60, seed=3)
+
+
+def test_compiled_kernels_agree_with_torch(wino: tuple[KinematicMixture, Events]) -> None:
+    pytest.importorskip("numba")
+    start, events = wino
+    options = MixtureOptions(kept=4000, least_weight=1e-12)
+    mixture = KinematicMixture(start.scheme, start.response, start.region, options)
+    seen = detected(events[:25])
+    one = mixture.posterior(seen, ("chi10_a",), backend="torch")
+    two = mixture.posterior(seen, ("chi10_a",), backend="numba")
+    masses = unknown_masses(mixture, events[:25])
+    torch.testing.assert_close(one.log_prob(masses), two.log_prob(masses), rtol=1e-3, atol=2e-2)
+    torch.testing.assert_close(one.log_evidence, two.log_evidence, rtol=1e-3, atol=2e-2)
+    mean_p4 = [(p.log_weight.exp()[..., None] * p.momenta["chi10_a"]).sum(1) for p in (one, two)]
+    torch.testing.assert_close(*mean_p4, rtol=1e-2, atol=1.0)
+
+
+def test_the_density_of_the_posterior_adds_up_to_one(wino) -> None:  # noqa: ANN001
+    mixture, events = wino
+    found = mass_posterior(mixture, events)
+    chi20 = torch.arange(401.0, 700.0, 2.0, dtype=torch.float64)
+    chi10 = torch.arange(51.0, 500.0, 2.0, dtype=torch.float64)
+    grid = torch.cartesian_prod(chi20, chi10)
+    density = found.log_prob(grid[:, None].expand(-1, len(found), -1)).exp()
+    total = density.sum(0) * 4
+    assert float((total - 1).abs().mean()) < 0.02
+    assert bool((density[~mixture.region.contains(grid)] == 0).all())
+    marginal = density.unflatten(0, (len(chi20), len(chi10))).sum(0).T * 2
+    distance = (found.marginal("chi10").density(chi10) - marginal).abs().sum(1) * 2
+    assert float(distance.mean()) < 0.06
+
+
+def test_draws_follow_the_density_and_stay_inside(wino) -> None:  # noqa: ANN001
+    mixture, events = wino
+    found = mass_posterior(mixture, events)
+    draws = found.sample(2000, seed=4)
+    assert bool(mixture.region.contains(draws).all())
+    assert torch.equal(draws, found.sample(2000, seed=4))
+    assert not torch.equal(draws, found.sample(2000, seed=5))
+    for i, name in enumerate(found.names):
+        below = found.marginal(name).cumulative(torch.tensor([560.0 if i == 0 else 220.0]).double())
+        share = (draws[..., i] < (560.0 if i == 0 else 220.0)).double().mean(0)
+        assert float((below[:, 0] - share).abs().mean()) < 0.03
+
+
+def test_components_outside_the_region_are_drawn_at_its_edge() -> None:
+    region = MassRegion((100.0, 100.0), (200.0, 200.0), (((1.0, -1.0), 20.0),))
+    covariance = torch.tensor([[25.0, 0.0], [0.0, 100.0]]).double()
+    found = MassPosterior(
+        names=("a", "b"),
+        region=region,
+        log_weight=torch.zeros(1, 1).double(),
+        mean=torch.tensor([[[300.0, 150.0]]]).double(),
+        covariance=covariance[None, None],
+        log_inside=torch.zeros(1, 1).double(),
+        log_evidence=torch.zeros(1).double(),
+    )
+    draws = found.sample(500, seed=1)[:, 0]
+    assert bool(region.contains(draws).all())
+    # the tail 100 GeV = 20 widths away falls within 25 / 100 GeV
+    assert 199.5 < float(draws[:, 0].mean()) < 200
+    assert abs(float(draws[:, 1].mean()) - 150) < 2.5
+
+
+def test_summaries_describe_the_marginals(wino) -> None:  # noqa: ANN001
+    mixture, events = wino
+    found = mass_posterior(mixture, events)
+    summaries = dict(zip(found.summary_names, found.summaries().T, strict=True))
+    assert len(summaries) == 10
+    draws = found.sample(2000, seed=0)[..., 1]
+    median = draws.median(0).values
+    assert float((summaries["chi10_median"] - median).abs().median()) < 5
+    centre, expected = summaries["chi10_window"], summaries["chi10_window_probability"]
+    share = ((draws - centre).abs() < 30).double().mean(0)
+    assert float((share - expected).abs().mean()) < 0.03
+    assert bool((summaries["log_hypotheses"] >= 0).all())
+
+
+def test_gradients_of_the_likelihood_are_finite_differences() -> None:
+    mixture, events = semileptonic(missing={"jet": 1}), random_events(6, 5, seed=11)
+    masses = torch.full((6, 1), 175.0, dtype=torch.float64)
+    (example,) = prepare(mixture, events, masses)
+    loss = -mixture.log_prob(*example).mean()
+    loss.backward()
+    for name, parameter in mixture.named_parameters():
+        if parameter.numel() == 0:
+            continue
+        assert parameter.grad is not None, name
+        flat, at = parameter.data.view(-1), parameter.numel() - 1
+        before = float(flat[at])
+        values = []
+        for sign in (1, -1):
+            flat[at] = before + sign * 1e-5
+            values.append(mean_loss(mixture, [example]))
+        flat[at] = before
+        slope = (values[0] - values[1]) / 2e-5
+        assert float(parameter.grad.view(-1)[at]) == pytest.approx(slope, rel=1e-3, abs=1e-6), name
+
+
+def test_a_fit_learns_the_resolution_and_helps_on_new_events(
+    card: ProcessCard, toy_events: ToyEvents
+) -> None:
+    train, test = toy_events(500, seed=21), toy_events(200, seed=22)
+    start = mixture_for(card, LINE, options=MixtureOptions(most_objects={"jet": 6}))
+    history: list[float] = []
+    fitted = fit_mixture(
+        train,
+        start=start,
+        fit=MixtureFit(epochs=5, batch=60),
+        report=lambda _, loss, __: history.append(loss),
+    )
+    examples = prepare(start, detected(test), unknown_masses(start, test))
+    assert mean_loss(fitted, examples) < mean_loss(start, examples) - 0.3
+    assert history[-1] < history[0]
+    truth = unknown_masses(fitted, test)[:, 0]
+    found = mass_posterior(fitted, test).summaries()
+    hit = ((found[:, 2] - truth).abs() < 30).double().mean()
+    assert float(hit) > 0.7
+    assert abs(float(hit - found[:, 3].mean())) < 0.12
+
+
+def test_the_mixture_is_a_posterior_like_any_other(wino) -> None:  # noqa: ANN001
+    mixture, events = wino
+    found = mixture_posterior(mixture, events, n_samples=32, seed=6)
+    assert tuple(found.samples.shape) == (32, len(events), 8)
+    assert bool(mixture.region.contains(found.mass_samples()).all())
+    again = mixture_posterior(mixture, events, n_samples=32, seed=6)
+    assert torch.equal(found.samples, again.samples)
+    pz = found.target("chi20_pz").median(0).values
+    # chi20 is h and three jets: its direction is found for most events
+    agreement = torch.corrcoef(torch.stack([pz, found.true_target("chi20_pz")]))[0, 1]
+    assert float(agreement) > 0.5
+
+
+def test_a_known_mass_is_a_constant(card: ProcessCard, toy_events: ToyEvents) -> None:
+    mixture = mixture_for(card, LINE)
+    assert mixture.scheme.names == ("chi10",)
+    found = mixture_posterior(mixture, toy_events(10, seed=1), n_samples=8)
+    assert bool((found.mass_samples("chi20") == 600).all())
+    assert float(found.mass_samples("chi10").std()) > 1
+
+
+def test_data_without_truth_are_reconstructed(wino) -> None:  # noqa: ANN001
+    mixture, events = wino
+    data = Events(
+        card=events.card,
+        p4=events.p4,
+        present=events.present,
+        ptmiss=events.ptmiss,
+        weight=events.weight,
+        attributes=events.attributes,
+    )
+    assert mixture_posterior(mixture, data[:5], n_samples=4).truth is None
+    with pytest.raises(InputError, match="carry no true masses"):
+        fit_mixture(data, PLANE)
+
+
+def test_roles_come_from_the_codes_of_the_card(card: ProcessCard) -> None:
+    legs = legs_of(card)
+    assert [leg.label for leg in legs.invisible] == ["nu"]
+    assert legs.leg_kinds == ("photon", "photon", *["jet"] * 3, "lepton", *["jet"] * 3)
+
+
+def test_masses_that_cannot_be_computed_are_refused() -> None:
+    antler = DecayLegs.of("p p > A A, (A > a B, B > b C)", invisible=["C"])
+    with pytest.raises(TopologyError, match="'B' cannot be computed.*C_a, C_b goes unseen"):
+        MassScheme.of(antler, {"B": ["B"]})
+    legs = DecayLegs.of(TOP, ["nu"], {"b": "jet", "q": "jet", "l": "lepton"})
+    with pytest.raises(TopologyError, match="both known and unknown"):
+        MassScheme.of(legs, {"t": ["t"]}, {"t": 172.5})
+    with pytest.raises(TopologyError, match="given two masses"):
+        MassScheme.of(legs, {"one": ["t"], "two": ["t"]})
+    with pytest.raises(TopologyError, match="'x' is not in"):
+        MassScheme.of(legs, {"x": ["x"]})
+
+
+def test_wrong_input_is_refused(card: ProcessCard, toy_events: ToyEvents) -> None:
+    with pytest.raises(InputError, match="Unknown mass 'chi30'"):
+        mixture_for(card, {"chi30": 1.0})
+    with pytest.raises(InputError, match="No mass of 'wino_udd' is unknown"):
+        mixture_for(card, {"chi20": 600.0, "chi10": 200.0})
+    with pytest.raises(InputError, match="should lie below"):
+        MassRegion((500.0,), (400.0,))
+    with pytest.raises(InputError, match="The gaps leave no mass point"):
+        MassRegion((0.0, 0.0), (1.0, 1.0), (((1.0, -1.0), 5.0),)).inner_point()
+    with pytest.raises(InputError, match="ascending"):
+        ResponseTable({"jet": ((50, 30), (0.1, 0.1))}, ((1,), (1,)))
+    events = toy_events(4, seed=1)
+    mixture = mixture_for(card, PLANE)
+    with pytest.raises(ShapeError, match=r"'masses' should have shape \(\.\.\., 4, 2\)"):
+        mass_posterior(mixture, events).log_prob(torch.zeros(4, 1))
+    with pytest.raises(InputError, match="take a 'marginal' first"):
+        mass_posterior(mixture, events).density(torch.zeros(3))
+    with pytest.raises(InputError, match="outside the region"):
+        prepare(mixture, detected(events), torch.zeros(4, 2).double())
+    with pytest.raises(ShapeError, match="'ptmiss' should have shape"):
+        DetectedEvents(events.p4, events.present, card.slot_kinds, events.ptmiss[:2])
+    few = events.present.clone()
+    few[0, 4:] = False
+    with pytest.raises(TopologyError, match="only 1 objects"):
+        mixture.posterior(DetectedEvents(events.p4, few, card.slot_kinds, events.ptmiss))
+    with pytest.raises(InputError, match="'epochs'"):
+        MixtureFit(epochs=0)
+    with pytest.raises(InputError, match="either in 'masses' or with 'start'"):
+        fit_mixture(events, PLANE, start=mixture)
+    with pytest.raises(InputError, match="There are no events"):
+        mixture_posterior(mixture, events[:0])
+
+
+def test_a_fit_starts_from_a_copy_and_repeats_itself(
+    card: ProcessCard, toy_events: ToyEvents
+) -> None:
+    start = mixture_for(card, LINE, options=MixtureOptions(most_objects={"jet": 5}))
+    before = [p.clone() for p in start.parameters()]
+    events = toy_events(60, seed=2)
+    masses = unknown_masses(start, events)
+    fits = [
+        fit_parameters(start, detected(events), masses, fit=MixtureFit(epochs=1, batch=20))
+        for _ in range(2)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(before, start.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*(f.parameters() for f in fits), strict=True))
+    changed = [not torch.equal(a, b) for a, b in zip(before, fits[0].parameters(), strict=True)]
+    assert sum(changed) > len(changed) - 3
