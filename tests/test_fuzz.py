@@ -34,7 +34,7 @@ from tests.samples import unpack, write_hepmc, write_lhe
 Arrays = dict[str, np.ndarray]
 Damage = list[tuple[str, float, int]]
 
-QUICK, DEEP = 12, 120
+QUICK, DEEP = 12, 250
 N = 8
 
 DAMAGE = st.lists(

@@ -158,16 +158,16 @@ def _explicit(mixture, block, mass, covariance, log_weight, expected, column):  
 def test_the_vectorised_sum_agrees_with_explicit_matrices() -> None:
     mixture = semileptonic(missing={"jet": 1})
     for n_jets in (3, 5):
-        block = next(mixture.sorter.blocks(random_events(3, n_jets, seed=n_jets), 10**6))
+        block = next(mixture.sorter.blocks(random_events(4, n_jets, seed=n_jets), 10**6))
         found = mixture.gaussians(block)
         mean, log_weight = slow_gaussians(mixture, block)
-        relative = found.log_weight.detach().numpy()
-        # close to a double root the derivative is deliberately softened
-        near = np.abs(found.mean[0].detach().numpy() - mean) < 1e-2 * mean
-        assert near.mean() > 0.95
-        good = near.all(0)
-        np.testing.assert_allclose(found.mean[0].detach()[:, good], mean[:, good], rtol=2e-3)
-        difference = relative[:, good] - log_weight[:, good]
+        # where ptmiss is scaled to a double root, its derivative is deliberately left out
+        unreal = block.terms[0].unreal
+        assert unreal is not None
+        real = ~unreal.any(0).numpy()
+        assert real.sum() >= 2
+        np.testing.assert_allclose(found.mean[0].detach()[:, real], mean[:, real], rtol=1e-3)
+        difference = (found.log_weight.detach().numpy() - log_weight)[:, real]
         assert np.abs(difference - difference[:1]).max() < 0.05
 
 

@@ -104,7 +104,7 @@ def test_the_notebook_measures_and_draws(tmp_path: Path) -> None:
     for package in ("pythia8mc", "fastjet", "papermill"):
         pytest.importorskip(package)
     parameters = {"n_events": 500, "jets": "calorimeter", "seed": 3}
-    summary = run_notebook("04_response", parameters, tmp_path, progress=False)
+    summary = run_notebook("14_response", parameters, tmp_path, progress=False)
     assert summary["detector"]["jets"] == "calorimeter"
     assert summary["by_true_pt_gev"]["muon"]["efficiency"]["value"][2] == pytest.approx(
         0.85, abs=0.1
@@ -112,5 +112,5 @@ def test_the_notebook_measures_and_draws(tmp_path: Path) -> None:
     central = summary["jets_by_abs_eta_and_true_pt_gev"]["0-1.3"]
     assert central["response"]["value"][1] == pytest.approx(0.83, abs=0.04)
     assert summary["ptmiss_resolution_gev_by_ht_gev"]["number"][1] > 300
-    executed = (tmp_path / "04_response.ipynb").read_text()
+    executed = (tmp_path / "14_response.ipynb").read_text()
     assert executed.count('"application/vnd.plotly.v1+json"') == 4

@@ -86,6 +86,6 @@ def _refuse_duplicates(folders: Sequence[Path], manifests: Sequence[dict[str, An
             other = seen.setdefault((simulation, number), i)
             if other != i:
                 raise InputError(
-                    f"'{folders[other]}' and '{folders[i]}' both hold {name}: these events would count twice. "
-                    "Join simulations with different seeds, or different files."
+                    f"'{folders[other]}' and '{folders[i]}' both hold {name}: these events would "
+                    "count twice. Join simulations with different seeds, or different files."
                 )

@@ -27,6 +27,8 @@ M2XC^2 is the minimum of max(F_a, F_b) with G_a = G_b: M2CC^2 with 0 <= w <= 1, 
 one F alone (`one_sided`), whose bound has w = 0 or 1.
 
 Momenta along the beam are in the frame where P has none. All quantities are divided by a scale.
+
+Algebra and loops share a file because Numba's cache notices changes of a function's own file only.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 Matrix = list[list[Tensor]]
-_FAR = 35.0  # farther standard deviations from a bound count as so many
+_FAR = 25.0  # standard deviations outside a bound from which the tail is an exponential
+_INFINITE = 1e7  # a bound that is not there
 _LEAST = 1e-300
 
 
@@ -134,14 +135,8 @@ def _sweep(
     total = torch.zeros_like(mean[0])
     for k, (_, low, high) in enumerate(rows):
         sigma = cov[k][k].clamp_min(1e-6).sqrt()
-        alpha, beta = (_standardised(bound, means[k], sigma) for bound in (low, high))
-        inside = _between(alpha, beta)
-        total = total + inside.log()
-        if k + 1 == len(forms):
-            break
-        phi_a, phi_b = _density(alpha), _density(beta)
-        shift = (phi_a - phi_b) / inside
-        shrink = shift * shift - (alpha * phi_a - beta * phi_b) / inside
+        log_inside, shift, shrink = _cut(*(_standardised(x, means[k], sigma) for x in (low, high)))
+        total = total + log_inside
         for i in range(k + 1, len(forms)):
             ratio = cov[i][k] / sigma
             means[i] = means[i] + ratio * shift
@@ -156,9 +151,33 @@ def _combine(row: Sequence[float], values: Sequence[Tensor]) -> Tensor:
 
 
 def _standardised(bound: float, mean: Tensor, sigma: Tensor) -> Tensor:
-    if math.isinf(bound):
-        return torch.full_like(sigma, math.copysign(_FAR, bound))
-    return ((bound - mean) / sigma).clamp(-_FAR, _FAR)
+    return ((math.copysign(_INFINITE, bound) if math.isinf(bound) else bound) - mean) / sigma
+
+
+def _cut(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cuts a standard normal: log P(alpha < x < beta), mean, and by how much the variance shrinks.
+
+    Far outside the leading terms in 1 / distance are taken.
+    """
+    far = torch.maximum(alpha, -beta)
+    is_far = far > _FAR
+    distance = far.clamp_min(_FAR)
+    a, b = alpha.clamp(-_FAR, _FAR), beta.clamp(-_FAR, _FAR)
+    inside, phi_a, phi_b = _between(a, b), _density(a), _density(b)
+    log_tail = -0.5 * distance * distance - (distance * math.sqrt(2 * math.pi)).log()
+    shift = (phi_a - phi_b) / inside
+    shrink = shift * shift - (a * phi_a - b * phi_b) / inside
+    edge = torch.where(alpha > 0, distance, -distance)
+    return (
+        torch.where(is_far, log_tail, inside.log()),
+        torch.where(is_far, edge + 1 / edge, shift),
+        torch.where(is_far, 1 - 1 / (distance * distance), shrink.clamp(max=1.0)),
+    )
+
+
+def normal_below(x: Tensor) -> Tensor:
+    """Returns the probability of a standard normal below x, accurate far below zero."""
+    return 0.5 * torch.erfc(-x / math.sqrt(2))
 
 
 def _between(alpha: Tensor, beta: Tensor) -> Tensor:
@@ -166,7 +185,7 @@ def _between(alpha: Tensor, beta: Tensor) -> Tensor:
     mirrored = alpha + beta > 0
     upper = torch.where(mirrored, -alpha, beta)
     lower = torch.where(mirrored, -beta, alpha)
-    return (torch.special.ndtr(upper) - torch.special.ndtr(lower)).clamp_min(_LEAST)
+    return (normal_below(upper) - normal_below(lower)).clamp_min(_LEAST)
 
 
 def _density(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from massrecon.kinematics.backends import compiled
 
 Floats = np.ndarray
 _LIGHTEST = 1.0
-_FAR = 35.0  # as in mixture_algebra
+_FAR = 25.0  # as in mixture_algebra
 _LEAST = 1e-300
 _CERTAIN = 8.0  # standard deviations: the bound does not matter
 _REACH = 7.0  # standard deviations: a Gaussian ends here on a grid
@@ -463,17 +463,25 @@ def restrict(
             total = 0.0
             for k in range(n_rows):
                 sigma = math.sqrt(max(cov[k, k], 1e-6))
-                alpha = min(max((bounds[k, 0] - means[k]) / sigma, -_FAR), _FAR)
-                beta = min(max((bounds[k, 1] - means[k]) / sigma, -_FAR), _FAR)
+                alpha = (bounds[k, 0] - means[k]) / sigma
+                beta = (bounds[k, 1] - means[k]) / sigma
                 if alpha < -_CERTAIN and beta > _CERTAIN:
                     continue
-                upper, lower = (-alpha, -beta) if alpha + beta > 0.0 else (beta, alpha)
-                inside = max(normal_below(upper) - normal_below(lower), _LEAST)
-                total += math.log(inside)
-                phi_a = math.exp(-0.5 * alpha * alpha) * 0.3989422804014327
-                phi_b = math.exp(-0.5 * beta * beta) * 0.3989422804014327
-                shift = (phi_a - phi_b) / inside
-                shrink = shift * shift - (alpha * phi_a - beta * phi_b) / inside
+                far = max(alpha, -beta)
+                if far > _FAR:
+                    total += -0.5 * far * far - math.log(far * 2.5066282746310002)
+                    edge = far if alpha > 0.0 else -far
+                    shift, shrink = edge + 1.0 / edge, 1.0 - 1.0 / (far * far)
+                else:
+                    alpha, beta = max(alpha, -_FAR), min(beta, _FAR)
+                    upper, lower = (-alpha, -beta) if alpha + beta > 0.0 else (beta, alpha)
+                    inside = max(normal_below(upper) - normal_below(lower), _LEAST)
+                    total += math.log(inside)
+                    phi_a = math.exp(-0.5 * alpha * alpha) * 0.3989422804014327
+                    phi_b = math.exp(-0.5 * beta * beta) * 0.3989422804014327
+                    shift = (phi_a - phi_b) / inside
+                    shrink = shift * shift - (alpha * phi_a - beta * phi_b) / inside
+                    shrink = min(shrink, 1.0)
                 for i in range(k + 1, n_forms):
                     ratio = cov[i, k] / sigma
                     means[i] += ratio * shift

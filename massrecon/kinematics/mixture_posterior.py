@@ -180,7 +180,7 @@ class MassPosterior:
         chunks = []
         for rows in torch.arange(len(self)).split(max(1, _CHUNK // (mean.shape[1] * len(x)))):
             scale = (sign[rows] / width[rows]).unsqueeze(-1)
-            tail = torch.special.ndtr((x - mean[rows].unsqueeze(-1)) * scale)
+            tail = algebra.normal_below((x - mean[rows].unsqueeze(-1)) * scale)
             below = (tail[..., :-1] - tail[..., -1:]) * (sign * weight)[rows].unsqueeze(-1)
             chunks.append(below.sum(1))
         return torch.cat(chunks).clamp(0, 1)

@@ -97,6 +97,8 @@ def compiled_newton(pair: tuple[Tensor, Tensor], ptmiss: Tensor, mu: float, n: i
 
 def scaling(largest: int) -> None:
     """Prints times and peak memory of growing batches."""
+    upper_a, lower_a, upper_b, lower_b, ptmiss = events("toy", 100)  # loads the compiled kernels
+    m2_cc(upper_a, lower_a, upper_b, lower_b, ptmiss, 700.0)
     n = 100_000
     while n <= largest:
         upper_a, lower_a, upper_b, lower_b, ptmiss = (

@@ -2,9 +2,9 @@
 
 Prints the time per event of posterior and both marginals, compiled and in torch; beside it, if the
 environment variable MASSRECON_PROTOTYPE names the file of a slow reference with a function
-``solve(jets, h, lepton, ptmiss, K)`` (momenta as (E, px, py, pz)), its time on the same events. With
-``--fit``, fits on three quarters of the mass points and compares predicted and attained efficiency
-on the others. Run it alone::
+``solve(jets, h, lepton, ptmiss, K)`` (momenta as (E, px, py, pz)), its time on the same events.
+With ``--fit``, fits on three quarters of the mass points and compares predicted and attained
+efficiency on the others. Run it alone::
 
     OMP_NUM_THREADS=1 python tests/benchmarks/mixture.py --events 4000 --fit
 """
