@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from massrecon.kinematics import mixture_kernel as kernel
-from massrecon.kinematics.mixture_algebra import Row
 from massrecon.kinematics.mixture_chains import PTMISS, ChainBuilder, Objects
 from massrecon.kinematics.mixture_events import DetectedEvents, Plan
 from massrecon.kinematics.mixture_parameters import FLOOR, ChainResponse
-from massrecon.kinematics.mixture_posterior import MassPosterior, PosteriorCollector
+from massrecon.kinematics.mixture_posterior import (
+    MassPosterior,
+    PosteriorCollector,
+    restricted,
+)
 
 if TYPE_CHECKING:
     from massrecon.kinematics.mixture import KinematicMixture
@@ -49,28 +52,6 @@ def compiled_posterior(
     found.log_inside[:, :-1] = restricted(found, mixture.region.rows, None)[0][:, :-1]
     collector.normalise()
     return found
-
-
-def restricted(
-    posterior: MassPosterior, rows: Sequence[Row], image: Sequence[float] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Restricts all components; returns log probability, and mean and variance of an image.
-
-    Components without weight get 0.
-    """
-    shape = tuple(posterior.log_weight.shape)
-    forms = [list(row) for row, _, _ in rows]
-    found = [np.zeros(shape) for _ in range(3)]
-    kernel.restrict(
-        posterior.log_weight.numpy(),
-        posterior.mean.numpy(),
-        posterior.covariance.numpy(),
-        np.array([*forms, image or forms[0]], dtype=float),
-        np.array([[low, high] for _, low, high in rows], dtype=float).reshape(-1, 2),
-        *found,
-    )
-    log_inside, mean, variance = (torch.as_tensor(values) for values in found)
-    return log_inside, mean, variance
 
 
 def chain_information(

@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, unknown_name
 from massrecon.kinematics import mixture_algebra as algebra
+from massrecon.kinematics import mixture_kernel as kernel
+from massrecon.kinematics.backends import choose_backend
 from massrecon.kinematics.mixture_parameters import Outlier
 from massrecon.kinematics.mixture_scheme import MassRegion
 
@@ -20,6 +23,7 @@ WINDOW = 30.0
 _STEP = 2.5  # of the grid on which summaries are computed [GeV]
 _TINY = -50.0  # least exponent: products of denormal numbers are slow
 _NONE = -1e4  # log of no weight at all
+_EDGE = -300.0  # log of the part inside below which a Gaussian counts as its edge
 _CHUNK = 2**19  # numbers at a time
 _ROUNDS = 40
 _SWEEPS = 10
@@ -127,20 +131,27 @@ class MassPosterior:
         own = [float(i == at) for i in range(len(self.names))]
         low, high = self.region.low[at], self.region.high[at]
         others = [row for row in self.region.rows if list(row[0]) != own]
-        _, means, cov = algebra.truncated(
-            list(self.mean.unbind(-1)), self._entries(), others, [own]
-        )
+        mean, variance = self._image(others, own)
         region = MassRegion((low,), (high,))
-        inside = algebra.log_probability(means, cov, region.rows)
+        inside = algebra.log_probability([mean], [[variance]], region.rows)
         return MassPosterior(
             (name,),
             region,
             self.log_weight,
-            means[0].unsqueeze(-1),
-            cov[0][0][..., None, None],
+            mean.unsqueeze(-1),
+            variance[..., None, None],
             inside,
             self.log_evidence,
         )
+
+    def _image(self, rows: Sequence[algebra.Row], form: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Returns mean and variance of a linear form of the masses under some conditions."""
+        if choose_backend("auto", self.mean.device) == "numba":
+            _, mean, variance = restricted(self, rows, form)
+            return mean, torch.where(self.log_weight.isinf(), 1.0, variance)
+        means = list(self.mean.unbind(-1))
+        _, image, cov = algebra.truncated(means, self._entries(), rows, [form])
+        return image[0], cov[0][0]
 
     def density(self, grid: Tensor) -> Tensor:
         """Computes the density [1/GeV] of a single mass on a grid ``(G,)``, shape ``(N, G)``.
@@ -151,6 +162,11 @@ class MassPosterior:
             InputError: If there is more than one mass: take a `marginal` first.
         """
         mean, width = self._single()
+        inside = self.region.contains(grid.unsqueeze(-1))
+        steps = grid.diff()
+        even = len(grid) > 2 and bool((steps - steps[0]).abs().max() < 1e-4 * steps[0].abs())
+        if even and choose_backend("auto", mean.device) == "numba":
+            return (self._even_density(grid) * inside).to(grid.dtype)
         middle = (self.region.low[0] + self.region.high[0]) / 2
         scale = (1 / (math.sqrt(2) * width)).to(grid.dtype)
         start = ((middle - mean) / (math.sqrt(2) * width)).to(grid.dtype)
@@ -163,7 +179,19 @@ class MassPosterior:
             pull = torch.addcmul(start[rows, :, None], scale[rows, :, None], grid - middle)
             log_density = torch.addcmul(height[rows, :, None], pull, pull, value=-1)
             found[rows] = log_density.clamp_min_(_TINY).exp_().sum(1)
-        return found * self.region.contains(grid.unsqueeze(-1))
+        return found * inside
+
+    def _even_density(self, grid: Tensor) -> Tensor:
+        """Computes the density on an even grid, leaving out what only reaches in from afar."""
+        mean, width = self._single()
+        height = self.log_weight - self.log_inside - (math.sqrt(2 * math.pi) * width).log()
+        height = height.where(self.log_inside > _EDGE, -math.inf).exp()
+        found = mean.new_zeros(len(self), len(grid))
+        first, step = float(grid[0]), float((grid[-1] - grid[0]) / (len(grid) - 1))
+        kernel.add_gaussians(
+            height.numpy(), mean.contiguous().numpy(), width.numpy(), first, step, found.numpy()
+        )
+        return found
 
     def cumulative(self, grid: Tensor) -> Tensor:
         """Computes the probability of a single mass below the points of a grid, ``(N, G)``.
@@ -172,8 +200,11 @@ class MassPosterior:
             InputError: If there is more than one mass: take a `marginal` first.
         """
         mean, width = self._single()
-        weight = (self.log_weight - self.log_inside).exp()
         low, high = self.region.low[0], self.region.high[0]
+        # a Gaussian that only reaches in with its far tail lies at the edge
+        share, far = self.log_weight.exp(), self.log_inside < _EDGE
+        at_low, at_high = ((share * (far & side)).sum(1) for side in (mean < low, mean > high))
+        weight = (self.log_weight - self.log_inside).where(~far, -math.inf).exp()
         x = torch.cat([grid.clamp(low, high), grid.new_tensor([low])])
         # in units of the width, mirrored where the mean is low: small tails are then accurate
         sign = torch.where(mean < (low + high) / 2, -1.0, 1.0).to(mean)
@@ -183,7 +214,8 @@ class MassPosterior:
             tail = algebra.normal_below((x - mean[rows].unsqueeze(-1)) * scale)
             below = (tail[..., :-1] - tail[..., -1:]) * (sign * weight)[rows].unsqueeze(-1)
             chunks.append(below.sum(1))
-        return torch.cat(chunks).clamp(0, 1)
+        edges = at_low[:, None] * (grid > low) + at_high[:, None] * (grid >= high)
+        return (torch.cat(chunks) + edges).clamp(0, 1)
 
     def _single(self) -> tuple[Tensor, Tensor]:
         if len(self.names) != 1:
@@ -214,6 +246,28 @@ class MassPosterior:
     def _entries(self) -> algebra.Matrix:
         n = len(self.names)
         return [[self.covariance[..., i, j] for j in range(n)] for i in range(n)]
+
+
+def restricted(
+    posterior: MassPosterior, rows: Sequence[algebra.Row], image: Sequence[float] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Restricts all components; returns log probability, and mean and variance of an image.
+
+    Components without weight get 0.
+    """
+    shape = tuple(posterior.log_weight.shape)
+    forms = [list(row) for row, _, _ in rows]
+    found = [np.zeros(shape) for _ in range(3)]
+    kernel.restrict(
+        posterior.log_weight.contiguous().numpy(),
+        posterior.mean.contiguous().numpy(),
+        posterior.covariance.contiguous().numpy(),
+        np.array([*forms, image or forms[0]], dtype=float),
+        np.array([[low, high] for _, low, high in rows], dtype=float).reshape(-1, 2),
+        *found,
+    )
+    log_inside, mean, variance = (torch.as_tensor(values) for values in found)
+    return log_inside, mean, variance
 
 
 def _summary(marginal: MassPosterior) -> list[Tensor]:
