@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from massrecon.errors import CardError, InputError, ModelError
+from massrecon.errors import CardError, InputError, ShapeError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.kinematics import fourvectors as fv
@@ -238,7 +238,7 @@ def test_one_batch_can_be_overfitted(card: ProcessCard, toy_events: ToyEvents) -
     assert sum(losses[-20:]) < 0.35 * sum(losses[:20])
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ancestral"])
+@pytest.mark.parametrize("solver", ["ddim", "ancestral", "dpm++", "heun"])
 def test_sample_shape_and_seed(model: Barman2025, events: Events, solver: str) -> None:
     draws = model.sample(events[:6], 5, solver=solver, seed=3)
     assert draws.shape == (5, 6, 8)
@@ -292,9 +292,19 @@ def test_bad_sampling_arguments(model: Barman2025, events: Events) -> None:
         model.sample(events, 2, steps=10, solver="ancestral")
 
 
-def test_no_density(model: Barman2025, events: Events) -> None:
-    with pytest.raises(ModelError, match="'barman2025' has no density: draw from it"):
-        model.log_prob(events.targets(), events)
+def test_density_of_the_probability_flow(model: Barman2025, events: Events) -> None:
+    few, targets = events[:3], events[:3].targets()
+    found = model.log_prob(targets, few)
+    assert found.shape == (3,)
+    assert bool(found.isfinite().all())
+    grid = targets + torch.linspace(-50, 50, 4, dtype=torch.float64)[:, None, None]
+    on_grid = model.log_prob(grid, few, batch_size=5)
+    assert on_grid.shape == (4, 3)
+    torch.testing.assert_close(
+        on_grid, torch.stack([model.log_prob(x, few) for x in grid]), rtol=1e-3, atol=1e-2
+    )
+    with pytest.raises(ShapeError, match=r"'targets' should have shape \(3, 8\)"):
+        model.log_prob(targets[:2], few)
 
 
 def test_loss_needs_truth(model: Barman2025, events: Events) -> None:
@@ -323,7 +333,7 @@ def test_card_without_the_objects_is_refused(card: ProcessCard) -> None:
 
 
 def test_create_model_lists_the_choices(card: ProcessCard) -> None:
-    assert set(MODELS) == {"barman2025"}
+    assert {"barman2025", "diffusion", "flow", "trees"} < set(MODELS)
     assert all(issubclass(family, MassModel) for family in MODELS.values())
     with pytest.raises(InputError, match="Unknown model 'barman'.*choose from barman2025"):
         create_model("barman", card)

@@ -231,10 +231,12 @@ def test_gradients_agree_with_finite_differences(kind: str, subsystem: Subsystem
 def test_both_backends_have_the_same_gradient(kind: str) -> None:
     e = chains(30, 36, TOY)
     gradients = []
+    proven = FAMILY[kind](*e.visible, 700.0, backend="torch").certified  # by duality alone
+    assert proven.double().mean() > 0.7
     for backend in BACKENDS:
         ptmiss = e.ptmiss.clone().requires_grad_()
         s = FAMILY[kind](*e.visible[:4], ptmiss, 700.0, backend=backend)
-        s.value[s.certified].sum().backward()
+        s.value[proven].sum().backward()
         gradients.append(ptmiss.grad)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
@@ -324,5 +326,5 @@ def test_reference_table(name: str, backend: backends.Backend) -> None:
         assert above.double().mean() <= 1e-3
         certified.append(s.certified.double().mean())
         assert (quiet(m2_xc, *args, backend=backend).value <= s.value + 1e-9)[exists].all()
-    assert min(certified) >= 0.84
+    assert min(certified) >= (0.97 if backend == "numba" else 0.84)
     assert sum(certified) / 2 >= 0.9

@@ -12,14 +12,14 @@ from sklearn.model_selection import cross_val_score
 from torch import Tensor
 
 from massrecon.errors import InputError
-from massrecon.models.diffusion import (
+from massrecon.models.ddpm import (
     Denoiser,
     NoiseSchedule,
     ancestral_sample,
-    ddim_sample,
-    indexed_normal,
     sinusoidal_embedding,
 )
+from massrecon.models.noise import indexed_normal
+from massrecon.models.samplers import NoiseLevels, ddim
 
 MEAN = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)
 ROOT = torch.tensor([[0.9, 0.0, 0.0], [0.4, 0.5, 0.0], [-0.2, 0.3, 0.3]], dtype=torch.float64)
@@ -43,6 +43,20 @@ def exact_predictor(schedule: NoiseSchedule, error: float = 0.0) -> Callable[[Te
         return noise + error
 
     return predict
+
+
+def ddim_sample(
+    predict_noise: Callable[[Tensor, int], Tensor], x_last: Tensor, schedule: NoiseSchedule, steps: int
+) -> Tensor:
+    visited = schedule.ddim_steps(steps)
+    factors = [schedule.factors(t) for t in visited]
+
+    def predict(x_t: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        signal, spread = factors[i]
+        noise = predict_noise(x_t, visited[i])
+        return (x_t - spread * noise) / signal, noise
+
+    return ddim(predict, x_last, NoiseLevels(*zip(*factors, strict=True)), lambda _: x_last)
 
 
 def start(seed: int, n: int = N_DRAWS) -> tuple[Tensor, torch.Generator]:

@@ -407,7 +407,7 @@ def test_a_setting_that_pythia_does_not_know_is_named() -> None:
 def test_an_empty_selection_names_the_cut(card: ProcessCard) -> None:
     content = card.to_dict()
     content["objects"][1]["pt_min"] = 6000.0
-    with pytest.raises(GenerationError, match=r"cut on 'photon' removed the last \(3000 gen.*'obj"):
+    with pytest.raises(GenerationError, match=r"cut on 'photon candidates' removed .*\(3000 gen.*'obj"):
         simulate(content, 10, seed=SEED, workers=1, progress=False)
 
 

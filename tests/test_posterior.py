@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,8 +224,8 @@ class TruthWithNoise:
 
     name = "truth_with_noise"
 
-    def __init__(self, target_names: tuple[str, ...]) -> None:
-        self.target_names = target_names
+    def __init__(self, card: ProcessCard) -> None:
+        self.card, self.target_names = card, card.target_names
         self.asked: dict[str, object] = {}
 
     def sample(self, events: Events, n_samples: int, **options: int) -> Tensor:
@@ -233,14 +234,17 @@ class TruthWithNoise:
         noise = torch.randn(n_samples, len(events), 8, generator=generator, dtype=torch.float64)
         return events.targets() + noise
 
+    def true_targets(self, events: Events) -> Tensor:
+        return events.targets()
+
 
 def test_reconstruct_fills_truth_and_keeps_provenance(
     card: ProcessCard, toy_events: Callable[..., Events]
 ) -> None:
     events = toy_events(12, seed=1)
-    model = TruthWithNoise(card.target_names)
+    model = TruthWithNoise(card)
     posterior = reconstruct(model, events, n_samples=5, steps=7, seed=4)  # type: ignore[arg-type]
-    assert model.asked == {"steps": 7, "solver": "ddim", "seed": 4}
+    assert model.asked == {"steps": 7, "solver": None, "seed": 4}
     assert posterior.samples.shape == (5, 12, 8)
     torch.testing.assert_close(posterior.truth, events.targets())
     torch.testing.assert_close(posterior.true_masses(), events.masses)
@@ -255,12 +259,12 @@ def test_reconstruct_refuses_what_makes_no_sense(
     card: ProcessCard, toy_events: Callable[..., Events]
 ) -> None:
     events = toy_events(4, seed=1)
-    model = TruthWithNoise(card.target_names)
+    model = TruthWithNoise(card)
     with pytest.raises(InputError, match="no events to reconstruct"):
         reconstruct(model, events[[]])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'n_samples' should be at least 1, got 0"):
         reconstruct(model, events, n_samples=0)  # type: ignore[arg-type]
-    other = TruthWithNoise(("top_px", "top_m"))
+    other = TruthWithNoise(SimpleNamespace(target_names=("top_px", "top_m")))  # type: ignore
     with pytest.raises(
         InputError, match="reconstructs top_px, top_m, but the events of 'wino_udd'"
     ):

@@ -93,18 +93,42 @@ def summarise_cells(
         ``cross_section_error_fb`` [fb], the branching fraction included, or None if unknown,
         ``acceptance`` and ``acceptance_error``.
     """
-    total: dict[Any, Cell] = {}
-    for row in rows:
-        key = tuple(tuple(m) if isinstance(m, list) else m for m in row["masses"].values())
-        if key not in total:
-            total[key] = row | {"weights": row["weights"].copy(), "trials": {}}
-            _add_trials(total[key]["trials"], row["trials"])
-        else:
-            _add(total[key], row)
-    return [
-        _summary(row, branching_fraction, cross_section_fb)
-        for row in sorted(total.values(), key=lambda row: _corners(row["masses"]))
-    ]
+    sums = CellSums()
+    sums.add(rows)
+    return sums.summary(branching_fraction, cross_section_fb)
+
+
+class CellSums:
+    """Sums of the rows of many groups, cell by cell."""
+
+    def __init__(self) -> None:
+        self._total: dict[Any, Cell] = {}
+
+    def add(self, rows: Iterable[Cell]) -> None:
+        """Adds rows of `count_cells`, which stay as they are."""
+        for row in rows:
+            key = tuple(tuple(m) if isinstance(m, list) else m for m in row["masses"].values())
+            if key not in self._total:
+                empty = {"n_generated": 0, "n_selected": 0, "weights": [0.0] * 4, "trials": {}}
+                self._total[key] = row | empty
+            _add(self._total[key], row)
+
+    def copy(self) -> CellSums:
+        """Returns sums that can be added to on their own."""
+        twin = CellSums()
+        for key, row in self._total.items():
+            trials = {code: sums.copy() for code, sums in row["trials"].items()}
+            twin._total[key] = row | {"weights": row["weights"].copy(), "trials": trials}
+        return twin
+
+    def summary(
+        self, branching_fraction: float = 1.0, cross_section_fb: float | None = None
+    ) -> list[Cell]:
+        """Works out cross-sections and acceptances; see `summarise_cells`."""
+        return [
+            _summary(row, branching_fraction, cross_section_fb)
+            for row in sorted(self._total.values(), key=lambda row: _corners(row["masses"]))
+        ]
 
 
 def merge_cells(samples: Iterable[Iterable[Cell]]) -> list[Cell]:
@@ -198,7 +222,9 @@ def _corners(masses: Mapping[str, Any]) -> list[list[float]]:
 def _add_trials(total: dict[str, list[Any]], more: Mapping[str, Sequence[float]]) -> None:
     """Adds Pythia's statistics by subprocess to `total`."""
     for code, values in more.items():
-        sums = total.setdefault(code, list(Trials.zero()))
+        sums = total.get(code)
+        if sums is None:
+            sums = total[code] = list(Trials.zero())
         for i, value in enumerate(values):
             sums[i] += value
 

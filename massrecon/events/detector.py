@@ -27,12 +27,13 @@ with the number of the collision in `event`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from massrecon.events.calorimeter import ECAL, HCAL, Calorimeter, Deposits
-from massrecon.events.isolation import PT_MIN, find_objects
+from massrecon.events.energyflow import FirstStep
+from massrecon.events.isolation import PT_MIN, identified, in_quiet_cone, isolated
 from massrecon.events.jets import (
     FATJET_RADIUS,
     JET_RADIUS,
@@ -43,10 +44,6 @@ from massrecon.events.jets import (
 )
 from massrecon.events.objects import Objects
 from massrecon.events.particles import (
-    ELECTRON,
-    HADRON,
-    LONG_LIVED,
-    MUON,
     PHOTON,
     Floats,
     Flow,
@@ -58,10 +55,9 @@ from massrecon.events.particles import (
 from massrecon.events.sections import DetectorSettings, SlotGroup
 from massrecon.events.substructure import substructure
 from massrecon.events.tagging import draw_tags
-from massrecon.events.tracking import Passage, Tracks
 
-_LONG_LIVED_ECAL_SHARE = 0.3
 _KINDS = ("jet", "fatjet")
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -73,8 +69,14 @@ class Response:
         taken: Keys of the towers and muons that calorimeter jets may not contain, shape ``(k,)``.
         flow: The whole energy flow, the objects included, or, for calorimeter jets, the towers:
             the input of the jets.
-        ptmiss: Missing transverse momentum (px, py) [GeV], shape ``(n_events, 2)``.
-        ht: Sum of the transverse momenta of the energy flow [GeV], shape ``(n_events,)``.
+        ptmiss: Missing transverse momentum (px, py) [GeV], NaN where the hadrons were left out,
+            shape ``(n_events, 2)``.
+        ht: Sum of the transverse momenta of the energy flow [GeV], NaN likewise, shape
+            ``(n_events,)``.
+        reachable: For each kind of wanted objects, which collisions may still have enough of it
+            and of the kinds before, each of shape ``(n_events,)``.
+        complete: Collisions that were measured whole, shape ``(n_events,)``; the others have no
+            objects at all.
         settings: Options of the detector.
         heavy: Truth that the tags of jets are drawn from.
         seed: Seed of the tags.
@@ -85,6 +87,8 @@ class Response:
     flow: Flow
     ptmiss: Floats
     ht: Floats
+    reachable: Mapping[str, Mask]
+    complete: Mask
     settings: DetectorSettings
     heavy: Particles
     seed: int
@@ -130,6 +134,7 @@ def detect(
     rng: np.random.Generator,
     settings: DetectorSettings | None = None,
     heavy: Particles | None = None,
+    wanted: Sequence[SlotGroup] = (),
 ) -> Response:
     """Simulates the detector for all particles of `n_events` collisions.
 
@@ -140,117 +145,44 @@ def detect(
         settings: Options of the detector; those of an unwritten section by default.
         heavy: Heavy quarks and visible taus for the tags of jets (`tagging.heavy_flavour`); none
             by default.
+        wanted: Leptons and photons without which a collision is of no interest: where too few of
+            them are identified, the hadrons are not simulated. Nothing is left out by default.
     """
     settings = settings or DetectorSettings()
     on_towers = settings.jets == "calorimeter"
-    flow, towers = energy_flow(particles, rng, settings.magnetic_field, on_towers)
-    found = find_objects(flow, rng, soft=on_towers)
+    first = FirstStep.measure(particles, rng, settings.magnetic_field)
+    candidates = in_quiet_cone(identified(first.flow, rng, soft=on_towers), first.flow)
+    reachable = _reachable(candidates, wanted, n_events)
+    complete = np.logical_and.reduce([np.ones(n_events, bool), *reachable.values()])
+    flow, towers = first.completed(complete, rng, with_towers=on_towers)
+    found = isolated(candidates[np.flatnonzero(complete[candidates.event])], flow)
     ptmiss = -np.stack([total_by(flow.event, flow.p4[:, i], n_events) for i in (0, 1)], axis=1)
     if settings.ptmiss_noise > 0.0:
         ptmiss = ptmiss + settings.ptmiss_noise * rng.standard_normal(ptmiss.shape)
+    ht = total_by(flow.event, flow.pt, n_events)
     return Response(
-        objects=flow[found & (flow.pt > PT_MIN)],
-        taken=flow.tower[found],
+        objects=found[found.pt > PT_MIN],
+        taken=found.tower,
         flow=towers or flow,
-        ptmiss=ptmiss,
-        ht=total_by(flow.event, flow.pt, n_events),
+        ptmiss=np.where(complete[:, None], ptmiss, np.nan),
+        ht=np.where(complete, ht, np.nan),
+        reachable=reachable,
+        complete=complete,
         settings=settings,
         heavy=heavy or Particles.none(),
         seed=int(rng.integers(2**63)),
     )
 
 
-def energy_flow(
-    particles: Particles,
-    rng: np.random.Generator,
-    magnetic_field: float = 0.0,
-    with_towers: bool = False,
-) -> tuple[Flow, Flow | None]:
-    """Measures tracks and balances them with both calorimeters.
-
-    Args:
-        particles: Stable particles.
-        rng: Source of all smearing.
-        magnetic_field: Field along the beam [T].
-        with_towers: Whether to list the towers too.
-
-    Returns:
-        Tracks and neutral excesses, and, if wanted, calorimeter towers and muons; both ordered by
-        collision.
-    """
-    passage = Passage.of(particles, magnetic_field)
-    tracks = Tracks.measure(passage, magnetic_field, rng)
-    is_electron, is_hadron = tracks.kind == ELECTRON, tracks.kind == HADRON
-    is_muon = np.flatnonzero(tracks.kind == MUON)
-    ecal = ECAL.measure(_ecal_hits(passage), *_pointing(tracks, is_electron), rng)
-    tracks = tracks.rescaled(is_electron, ecal.track_scale)
-    hcal = HCAL.measure(_hcal_hits(passage), *_pointing(tracks, is_hadron), rng)
-    tracks = tracks.rescaled(is_hadron, hcal.track_scale)
-    key = np.full(len(tracks.kind), -1)
-    key[is_electron] = ecal.track_tower
-    key[is_muon] = -2 - np.arange(len(is_muon))
-    flow = _merge(tracks, key, ecal.neutral, ecal.neutral_tower, hcal.neutral)
-    if not with_towers:
-        return flow, None
-    return flow, _merge(tracks[is_muon], key[is_muon], ecal.towers, ecal.tower, hcal.towers)
-
-
-def _ecal_hits(passage: Passage) -> Deposits:
-    """Lists the energy that enters the electromagnetic calorimeter."""
-    kind = passage.kind
-    hit = np.flatnonzero((kind == ELECTRON) | (kind == PHOTON) | (kind == LONG_LIVED))
-    share = np.where(kind[hit] == LONG_LIVED, _LONG_LIVED_ECAL_SHARE, 1.0)
-    return _deposits(passage, hit, share, ECAL)
-
-
-def _hcal_hits(passage: Passage) -> Deposits:
-    """Lists the energy that enters the hadronic calorimeter."""
-    kind = passage.kind
-    hit = np.flatnonzero((kind == HADRON) | (kind == LONG_LIVED))
-    share = np.where(kind[hit] == LONG_LIVED, 1.0 - _LONG_LIVED_ECAL_SHARE, 1.0)
-    return _deposits(passage, hit, share, HCAL)
-
-
-def _deposits(passage: Passage, hit: Integers, share: Floats, calorimeter: Calorimeter) -> Deposits:
-    hits = Deposits(
-        passage.event[hit], passage.eta_out[hit], passage.phi_out[hit], passage.energy[hit] * share
-    )
-    return hits[calorimeter.towers.contains(hits.eta)]
-
-
-def _pointing(tracks: Tracks, which: Mask) -> tuple[Deposits, Floats]:
-    """Returns the chosen tracks as seen by a calorimeter, and their energy resolutions [GeV]."""
-    chosen = np.flatnonzero(which)
-    energy = tracks.energy[chosen]
-    hits = Deposits(tracks.event[chosen], tracks.eta_out[chosen], tracks.phi_out[chosen], energy)
-    return hits, tracks.sigma[chosen] * energy
-
-
-def _merge(
-    tracks: Tracks,
-    track_key: Integers,
-    photons: Deposits,
-    photon_key: Integers,
-    hadrons: Deposits,
-) -> Flow:
-    """Lists tracks and towers as candidates, ordered by collision."""
-    n_photons, n_hadrons = len(photons.event), len(hadrons.event)
-    event = np.concatenate([tracks.event, photons.event, hadrons.event])
-    p4 = np.concatenate([tracks.p4, _massless(photons), _massless(hadrons)])
-    flow = Flow(
-        event=event,
-        kind=np.concatenate([tracks.kind, np.full(n_photons, PHOTON), np.full(n_hadrons, HADRON)]),
-        charge=np.concatenate([tracks.charge, np.zeros(n_photons + n_hadrons, np.int64)]),
-        p4=p4,
-        pt=np.hypot(p4[:, 0], p4[:, 1]),
-        eta=np.concatenate([tracks.eta, photons.eta, hadrons.eta]),
-        phi=np.concatenate([tracks.phi, photons.phi, hadrons.phi]),
-        tower=np.concatenate([track_key, photon_key, np.full(n_hadrons, -1)]),
-    )
-    return flow[np.argsort(event, kind="stable")]
-
-
-def _massless(hits: Deposits) -> Floats:
-    pt = hits.energy / np.cosh(hits.eta)
-    p3 = [pt * np.cos(hits.phi), pt * np.sin(hits.phi), pt * np.sinh(hits.eta)]
-    return np.stack([*p3, hits.energy], axis=1)
+def _reachable(candidates: Flow, wanted: Sequence[SlotGroup], n_events: int) -> dict[str, Mask]:
+    """Says which collisions may still have the wanted leptons and photons, if all are isolated."""
+    enough, reachable = np.ones(n_events, bool), {}
+    is_photon = candidates.kind == PHOTON
+    for group in wanted:
+        if group.kind not in _KINDS and group.minimum > 0:
+            good = is_photon == (group.kind == "photon")
+            good &= candidates.pt > group.pt_min - _ROUNDING
+            good &= np.abs(candidates.eta) < group.eta_max + _ROUNDING
+            number = np.bincount(candidates.event[good], minlength=n_events)
+            enough = reachable[group.kind] = enough & (number >= group.minimum)
+    return reachable

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from massrecon.errors import InputError, StoreError, require_extra
 from massrecon.events import toys
 from massrecon.events.card import ProcessCard
-from massrecon.events.cells import summarise_cells
 from massrecon.events.hard import GROUP_EVENTS, PART_GROUPS
 from massrecon.events.masses import MassRequest
 from massrecon.events.plan import Amount, Entry, PartPlan
@@ -258,7 +257,7 @@ def _write(request: Request, plan: PartPlan, folder: Path) -> None:
         folder,
         request.card,
         plan.n_events if wanted is None else wanted,
-        [plan.done[number] for number in sorted(plan.done)],
+        plan.listing(),
         _provenance(request, plan),
         request.to_dict(),
     )
@@ -266,10 +265,9 @@ def _write(request: Request, plan: PartPlan, folder: Path) -> None:
 
 def _provenance(request: Request, plan: PartPlan) -> dict[str, Any]:
     """Says where the sample comes from; the same however it was made."""
-    flow, lhe = plan.cut_flow(), request.lhe
-    rows = [row for group in plan.needed_groups() for row in group["cells"]]
+    flow, cells = plan.totals()
+    sigma = None if request.lhe is None else request.lhe.cross_section_fb
     fraction = request.branching_fraction
-    sigma = None if lhe is None else lhe.cross_section_fb
     return request.to_dict() | {
         "process": request.card.name,
         "versions": dict(request.versions),
@@ -282,5 +280,5 @@ def _provenance(request: Request, plan: PartPlan) -> dict[str, Any]:
         "n_selected": flow.get("selected", 0),
         "cut_flow": dict(flow),
         "branching_fraction": fraction,
-        "cells": summarise_cells(rows, fraction, sigma),
+        "cells": cells.summary(fraction, sigma),
     }

@@ -110,7 +110,7 @@ class ProcessSource:
             yield Group(record, rows, block, masses[block], weights, trials)
 
     def collider(self, tier: int, fresh: bool) -> Collider:
-        """Returns the Pythia of a tier of masses, newly initialised where `fresh`."""
+        """Returns the Pythia of a tier of masses, started anew where `fresh`."""
         settings = self.request.settings
         if tier not in self._colliders:
             self._colliders[tier] = Collider(
@@ -120,7 +120,7 @@ class ProcessSource:
                 settings.pythia,
             )
         if fresh:
-            self._colliders[tier].initialise()
+            self._colliders[tier].restart()
         return self._colliders[tier]
 
 

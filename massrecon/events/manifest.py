@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,11 +38,19 @@ def write_manifest(
     folder: Path,
     card: ProcessCard,
     n_events: int,
-    entries: list[dict[str, Any]],
+    entries: Sequence[Mapping[str, Any] | str],
     provenance: Mapping[str, Any],
     request: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the manifest, whole or not at all.
+
+    Args:
+        folder: Folder of the event store.
+        card: The process.
+        n_events: Number of events.
+        entries: The parts, as plain data or as JSON.
+        provenance: Where the events come from.
+        request: What a simulation was asked for.
 
     Raises:
         StoreError: If it cannot be written.
@@ -69,7 +77,11 @@ def manifest_text(content: Mapping[str, Any]) -> str:
     """Writes a manifest as JSON, one part a line, with the checksum of all that at the end."""
     head = {name: value for name, value in content.items() if name not in ("parts", "sha256")}
     start = json.dumps(head, indent=2, ensure_ascii=False).removesuffix("\n}")
-    lines = ",\n".join("    " + json.dumps(e, ensure_ascii=False) for e in content["parts"])
+    parts = (
+        part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+        for part in content["parts"]
+    )
+    lines = ",\n".join(f"    {part}" for part in parts)
     text = f'{start},\n  "parts": [\n{lines}\n  ]'
     return f'{text}{_CHECKSUM}{_digest(text)}"\n}}\n'
 

@@ -93,13 +93,18 @@ class PartMaker:
         noise = {"ptmiss_noise": self.request.settings.ptmiss_noise}
         settings = self.request.card.detector.model_copy(update=noise)
         heavy = heavy_flavour(record) if settings.tagging else None
-        response = detect(record.stable(), record.n_events, rng, settings, heavy)
-        arrays, events, passed = select(self.request.card, response, matched)
+        card, particles = self.request.card, record.stable()
+        response = detect(particles, record.n_events, rng, settings, heavy, card.objects)
+        arrays, events, passed = select(card, response, matched & response.complete)
+        reached = {
+            f"{kind} candidates": int((matched & enough).sum())
+            for kind, enough in response.reachable.items()
+        }
         rows = group.rows[events]
         arrays |= {name: values[events] for name, values in truth.items()}
         arrays |= {name: values[rows] for name, values in group.weights.items()}
         arrays["block"] = group.block[rows]
-        return arrays, self._describe(group, rows, int(matched.sum()), passed)
+        return arrays, self._describe(group, rows, int(matched.sum()), reached | passed)
 
     def _truth(self, group: Group) -> tuple[Arrays, Mask]:
         """Finds the true particles and masses, and the collisions where they are known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -76,6 +77,12 @@ class Flow:
     def __getitem__(self, which: Mask | Integers) -> Flow:
         """Selects candidates by mask or index."""
         return Flow(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    @classmethod
+    def join(cls, parts: Sequence[Flow]) -> Flow:
+        """Puts lists behind each other."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def total_by(index: Integers, values: Floats, n: int) -> Floats:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from massrecon.errors import GenerationError
 from massrecon.events.card import ProcessCard
+from massrecon.events.cells import CellSums
 
 _FIRST_GUESS = 0.3
 """Fraction of the collisions expected to be selected before any is made."""
@@ -68,26 +70,38 @@ class PartPlan:
         self.done = done
         self.assigned: dict[int, int] = {}
         self._progress: dict[int, tuple[int, int]] = {}
+        self._listed: dict[int, str] = {}
+        # sums of the first parts, of which all groups are needed
+        self._n_summed = 0
+        self._summed: tuple[Counter[str], CellSums] = Counter(), CellSums()
         self._drop_short()
 
     @property
     def finished(self) -> bool:
         """Whether the parts from the first on hold enough."""
-        return self._enough(self._leading())
+        return any(enough for _, enough in self._run())
 
     @property
     def n_events(self) -> int:
         """Number of events of the sample, as far as its parts are done."""
-        n_selected = sum(group["cut_flow"]["selected"] for group in self.needed_groups())
+        n_selected = self.totals()[0]["selected"]
         return n_selected if self.amount.n_events is None else min(n_selected, self.amount.n_events)
 
     def add(self, entry: Entry) -> None:
         """Takes note of a finished part."""
         number = entry["number"]
         self.done[number] = entry
+        self._listed.pop(number, None)
         self._progress.pop(number, None)
         self.assigned = {w: part for w, part in self.assigned.items() if part != number}
         self._drop_short()
+
+    def listing(self) -> list[str]:
+        """Returns the finished parts in their order, each as a line of JSON."""
+        for number, entry in self.done.items():
+            if number not in self._listed:
+                self._listed[number] = json.dumps(entry, ensure_ascii=False)
+        return [self._listed[number] for number in sorted(self.done)]
 
     def update(self, part: int, generated: int, selected: int) -> None:
         """Takes note of the progress of a part."""
@@ -141,22 +155,27 @@ class PartPlan:
         done = sum(group["cut_flow"]["generated"] for group in groups)
         return done + sum(generated for generated, _ in self._progress.values())
 
-    def cut_flow(self) -> Counter[str]:
-        """Adds up the cut flow of the needed groups."""
-        total: Counter[str] = Counter()
-        for group in self.needed_groups():
-            total.update(group["cut_flow"])
-        return total
+    def totals(self) -> tuple[Counter[str], CellSums]:
+        """Adds up cut flow and cells of the needed groups; only the new ones are looked at."""
+        rest: list[Entry] = []
+        for number, (entry, enough) in enumerate(self._run()):
+            if enough:
+                rest.append(entry)
+            elif number == self._n_summed:
+                _add_groups(self._summed, entry["groups"])
+                self._n_summed += 1
+        totals = self._summed[0].copy(), self._summed[1].copy()
+        _add_groups(totals, self._needed(rest, totals[0]["selected"]))
+        return totals
 
-    def needed_groups(self) -> list[dict[str, Any]]:
-        """Returns the groups of collisions from the first on, up to the one that completes."""
-        needed, selected = [], 0
-        for group in itertools.chain.from_iterable(entry["groups"] for entry in self._leading()):
-            if self.amount.reached(selected, len(needed)):
-                break
-            needed.append(group)
-            selected += group["cut_flow"]["selected"]
-        return needed
+    def _needed(self, rest: list[Entry], selected: int) -> Iterator[dict[str, Any]]:
+        """Yields the groups of the last parts, up to the one that completes the sample."""
+        n_groups = sum(len(self.done[number]["groups"]) for number in range(self._n_summed))
+        for group in itertools.chain.from_iterable(entry["groups"] for entry in rest):
+            if self.amount.reached(selected, n_groups):
+                return
+            yield group
+            selected, n_groups = selected + group["cut_flow"]["selected"], n_groups + 1
 
     def refuse_empty(self, card: ProcessCard) -> None:
         """Refuses to go on when the selection removes everything.
@@ -165,7 +184,7 @@ class PartPlan:
             GenerationError: If selected events are wanted and a whole part has none; it names the
                 cut that is to blame.
         """
-        flow = self.cut_flow()
+        flow, _ = self.totals()
         if not flow or flow["selected"] or self.amount.n_events is None:
             return
         counts = ", ".join(f"{n} {name}" for name, n in flow.items() if name != "selected")
@@ -176,26 +195,26 @@ class PartPlan:
             "for a number of collisions, 'n_generated'."
         )
 
-    def _enough(self, entries: Iterable[Entry]) -> bool:
-        entries = list(entries)
-        n_events = sum(entry["n_events"] for entry in entries)
-        return self.amount.reached(n_events, sum(len(entry["groups"]) for entry in entries))
+    def _run(self) -> Iterator[tuple[Entry, bool]]:
+        """Yields the parts from the first on, without a gap, as far as needed.
 
-    def _leading(self) -> list[Entry]:
-        """Returns the finished parts from the first on, without a gap, as far as needed."""
-        found: list[Entry] = []
-        while len(found) in self.done and not self._enough(found):
-            found.append(self.done[len(found)])
-        return found
+        With each it says whether the sample is complete.
+        """
+        n_events = n_groups = number = 0
+        enough = False
+        while number in self.done and not enough:
+            entry = self.done[number]
+            n_events, n_groups = n_events + entry["n_events"], n_groups + len(entry["groups"])
+            enough = self.amount.reached(n_events, n_groups)
+            yield entry, enough
+            number += 1
 
     def _drop_short(self) -> None:
         """Forgets parts that ended early for a smaller sample and are too short for this one."""
-        leading: list[Entry] = []
-        for number, entry in enumerate(self._leading()):
-            leading.append(entry)
+        for number, (entry, enough) in enumerate(self._run()):
             wanted = self.amount.groups_of(number)
             short = not entry["complete"] and len(entry["groups"]) < wanted
-            if short and not self._enough(leading):
+            if short and not enough:
                 del self.done[number]
                 return
 
@@ -206,3 +225,12 @@ class PartPlan:
         generated = sum(f["generated"] for f in flows) + sum(g for g, _ in under_way)
         selected = sum(f["selected"] for f in flows) + sum(s for _, s in under_way)
         return self.amount.part_events * (selected / generated if generated else _FIRST_GUESS)
+
+
+def _add_groups(
+    totals: tuple[Counter[str], CellSums], groups: Iterable[Mapping[str, Any]]
+) -> None:
+    """Adds groups of collisions to their cut flow and cells."""
+    for group in groups:
+        totals[0].update(group["cut_flow"])
+        totals[1].add(group["cells"])

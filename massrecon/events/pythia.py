@@ -26,6 +26,12 @@ SEED_MAX = 900_000_000
 _INTEGERS = ("id", "status", "mother1", "mother2", "daughter1", "daughter2")
 _MOMENTA = ("px", "py", "pz", "e")
 _PER_COLLISION = ("id1", "id2", "x1", "x2")
+_CLEARING = (
+    "Stat:showProcessLevel = off",
+    "Stat:showPartonLevel = off",
+    "Stat:showErrors = off",
+    "Stat:reset = on",
+)
 _PROCESS_SWITCH = re.compile(
     r"\s*(HardQCD|SoftQCD|LowEnergyQCD|PromptPhoton|Weak(BosonExchange|SingleBoson|DoubleBoson|"
     r"BosonAndParton)|Photon(Collision|Parton)|Charmonium|Bottomonium|Onia|DoubleOnia|Top|"
@@ -146,6 +152,8 @@ class Collider:
         self.start = start
         # only the search for the maximum of a cross-section depends on what was done before
         self._used = lhe is not None
+        self._ready = False
+        self._learns = any("increasemaximum" in line.lower() for line in (*card.pythia.settings, *extra))
         self._folder = tempfile.TemporaryDirectory(prefix="massrecon-slha-")
         self._pythia = require_extra("pythia8mc", extra="mc").Pythia("", False)
         own = [line for line in (*card.pythia.settings, *extra) if not (lhe and _switches_on(line))]
@@ -197,6 +205,23 @@ class Collider:
             self._init()
             self._used = True
         self._init()
+        self._ready = True
+
+    def restart(self) -> None:
+        """Makes ready for a new part, as a new initialisation would: the events are the same.
+
+        Random numbers and masses are set for every block of events, so that only the statistics
+        have to be cleared; unless the settings let Pythia raise its maximum of the cross-section.
+
+        Raises:
+            GenerationError: If Pythia refuses.
+        """
+        if not self._ready or self._learns:
+            self.initialise()
+            return
+        for setting in _CLEARING:
+            self._pythia.readString(setting)
+        self._pythia.stat()
 
     def _init(self) -> None:
         self._set_masses(self.start)
@@ -223,7 +248,7 @@ class Collider:
         return bool(self._pythia.infoPython().atEndOfFile())
 
     def tally(self) -> dict[str, Trials]:
-        """Returns Pythia's statistics since it was initialised, for each subprocess."""
+        """Returns Pythia's statistics since it was (re)started, for each subprocess."""
         info = self._pythia.infoPython()
         return {
             str(code): Trials.of(

@@ -16,6 +16,9 @@ from massrecon.events.sections import PhaseSpaceSettings
 from massrecon.events.toycard import toy_settings
 from massrecon.provenance import versions
 
+SIMULATION = "2"
+"""How random numbers become events; raised with every change that gives other events."""
+
 GENERATION_PACKAGES = ("pythia8mc", "fastjet", "numpy")
 """Packages whose version the events depend on."""
 
@@ -23,6 +26,11 @@ TOY_PACKAGES = ("numpy", "torch")
 """The same for toys."""
 
 _BEAM_TOLERANCE = 1e-3
+
+
+def _generation_versions() -> dict[str, str]:
+    """Returns the versions that the events of generator and detector depend on."""
+    return versions(*GENERATION_PACKAGES) | {"simulation": SIMULATION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +110,8 @@ class Request:
         seed: Random seed.
         settings: Options.
         lhe: The Les Houches file of `settings`, opened and checked, or None.
-        versions: Versions of Python and of the packages that the events depend on.
+        versions: Versions of Python, of the packages that the events depend on, and of
+            `SIMULATION`.
     """
 
     card: ProcessCard
@@ -110,7 +119,7 @@ class Request:
     seed: int
     settings: SimulationSettings
     lhe: LheFile | None = None
-    versions: Mapping[str, str] = field(default_factory=lambda: versions(*GENERATION_PACKAGES))
+    versions: Mapping[str, str] = field(default_factory=_generation_versions)
 
     @classmethod
     def of(

@@ -209,15 +209,23 @@ class Tracks:
 
     @classmethod
     def measure(cls, passage: Passage, magnetic_field: float, rng: np.random.Generator) -> Tracks:
-        """Draws which particles leave a track, and smears its momentum and direction.
+        """Measures the tracks of all charged particles.
 
         Args:
             passage: Visible particles.
             magnetic_field: Field along the beam [T].
             rng: Source of efficiencies and smearing.
         """
-        charged = passage[np.flatnonzero((passage.charge != 0) & (passage.pt > TRACK_PT_MIN))]
-        charged = charged[_separable(charged, magnetic_field)]
+        return cls.draw(separable(passage, magnetic_field), rng)
+
+    @classmethod
+    def draw(cls, charged: Passage, rng: np.random.Generator) -> Tracks:
+        """Draws which particles leave a track, and smears its momentum and direction.
+
+        Args:
+            charged: Charged particles, as `separable` returns them.
+            rng: Source of efficiencies and smearing.
+        """
         found = rng.random(len(charged.pt)) < _efficiency(charged)
         truth = charged[np.flatnonzero(found)]
         sigma = track_resolution(truth.pt, np.abs(truth.eta_out), truth.kind == MUON)
@@ -265,8 +273,19 @@ def _efficiency(charged: Passage) -> Floats:
     return efficiency
 
 
-def _separable(charged: Passage, magnetic_field: float) -> Integers:
-    """Lists the particles that are not hidden by a harder one in their cell of the pixels."""
+def separable(passage: Passage, magnetic_field: float) -> Passage:
+    """Keeps the charged particles that no harder one hides in its cell of the pixels.
+
+    Args:
+        passage: Visible particles.
+        magnetic_field: Field along the beam [T].
+    """
+    charged = passage[np.flatnonzero((passage.charge != 0) & (passage.pt > TRACK_PT_MIN))]
+    return charged[_not_hidden(charged, magnetic_field)]
+
+
+def _not_hidden(charged: Passage, magnetic_field: float) -> Integers:
+    """Lists the particles that have no harder one in their cell of the pixels."""
     eta, phi = charged.eta_out, charged.phi
     if magnetic_field > 0.0:
         eta, phi = bend(

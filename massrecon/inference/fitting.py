@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from massrecon.inference.posterior import reconstruct
 from massrecon.models import create_model
 from massrecon.models.base import MassModel
 from massrecon.models.training import Metric, TrainingConfig, TrainingHistory, train
+from massrecon.models.trees import Trees, grow_forest
 from massrecon.provenance import versions
 
 _METRIC_WINDOW = 30.0
@@ -34,11 +36,14 @@ def fit(
     device: str = "cpu",
     out: str | Path | None = None,
     progress: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> MassModel:
     """Trains a model on simulated events.
 
     Args:
-        model: Name of the model family, such as ``"barman2025"``.
+        model: Name of the model family, one of `massrecon.models.MODELS`: ``"barman2025"``,
+            ``"diffusion"``, ``"flow_matching"``, ``"flow"``, ``"mass_head"``, ``"vae"``, ``"gan"``
+            or ``"trees"``.
         events: Training events with truth.
         preset: Size of the network: ``"full"`` is the published one, ``"small"`` trains in minutes.
         max_minutes: Wall-clock budget of the training [min].
@@ -53,6 +58,8 @@ def fit(
             meanwhile: the same call resumes a training that was cut off.
         progress: Shows a progress bar with losses and the fraction of validation events within
             30 GeV.
+        options: Fields of the family's configuration that differ from the preset, such as
+            ``{"targets": "masses"}``.
 
     Returns:
         The trained model; ``model.metadata`` holds history, seed and data fingerprint.
@@ -66,16 +73,21 @@ def fit(
     events.validate()
     if validation is None:
         events, validation = _set_aside(events, recipe.seed)
-    fitted = create_model(model, events.card, preset, seed=recipe.seed)
-    history = train(
-        fitted,
-        events,
-        validation,
-        recipe,
-        metrics=_metrics(events),
-        checkpoint_dir=None if out is None else f"{Path(out)}.training",
-        progress=progress,
-    )
+    fitted = create_model(model, events.card, preset, seed=recipe.seed, **(options or {}))
+    metrics = _metrics(events)
+    if isinstance(fitted, Trees):
+        history = grow_forest(fitted, events, validation, recipe, metrics)
+    else:
+        folder = None if out is None else f"{Path(out)}.training"
+        history = train(
+            fitted,
+            events,
+            validation,
+            recipe,
+            metrics=metrics,
+            checkpoint_dir=folder,
+            progress=progress,
+        )
     origin = {"preset": preset, "n_train": len(events), "n_validation": len(validation)}
     fitted.metadata = origin | _record(history)
     if out is not None:
@@ -133,7 +145,8 @@ def _metrics(events: Events) -> dict[str, Metric]:
 
 def _efficiency_metric(mass: str) -> Metric:
     def metric(model: MassModel, events: Events) -> float:
-        posterior = reconstruct(model, events, n_samples=_METRIC_DRAWS, steps=_METRIC_STEPS)
+        steps = _METRIC_STEPS if model.solvers else None
+        posterior = reconstruct(model, events, n_samples=_METRIC_DRAWS, steps=steps)
         table = efficiency(posterior, windows=(_METRIC_WINDOW,), estimators=("window",))
         found: dict[str, Any] = table.to_dict()["efficiency"][mass]["window"]
         return found[f"{_METRIC_WINDOW:.0f}"]["value"]

@@ -1,7 +1,8 @@
-"""Posterior: what a model says about each event, as draws of the parton-level targets.
+"""Posterior: what a model says about each event, as draws of the targets and as a density.
 
-Draws have shape ``(S, N, T)``: S draws for N events of the T targets in ``card.target_names``,
-which are (px, py, pz, m) of each reconstructed particle. The masses are M of these columns.
+Draws have shape ``(S, N, T)``: S draws for N events of T targets, by default ``card.target_names``,
+which are (px, py, pz, m) of each reconstructed particle. The masses are M of these columns. A model
+of the masses alone may also give their joint density, on a `MassGrid`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ from massrecon.errors import InputError, ShapeError, StoreError, unknown_name
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Index, event_rows
 from massrecon.inference import estimators
+from massrecon.inference.massgrid import MassGrid, density_on_grid
 from massrecon.provenance import replacing_folder, versions, write_json
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Posterior:
         masses: True mass parameters [GeV], shape ``(N, M)``; None for data.
         weight: Event weights, shape ``(N,)``; None if all are one.
         provenance: Where the draws come from: model, sampler, seed, events, versions.
+        names: Names of the targets where they are not ``card.target_names``.
+        mass_density: Joint density of the masses, where the model has one.
 
     Raises:
         ShapeError: If a tensor does not have its shape.
@@ -57,9 +61,11 @@ class Posterior:
     masses: Tensor | None = None
     weight: Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
+    mass_density: MassGrid | None = None
 
     def __post_init__(self) -> None:
-        targets = len(self.card.target_names)
+        targets = len(self.target_names)
         shape = tuple(self.samples.shape)
         if len(shape) != 3 or shape[0] == 0 or shape[2] != targets:
             raise ShapeError(
@@ -74,6 +80,11 @@ class Posterior:
         }
         for name, tensor in self._tensors().items():
             _check(name, tensor, expected[name])
+        if self.mass_density is not None and len(self.mass_density) != shape[1]:
+            raise ShapeError(
+                f"'mass_density' should be of the {shape[1]} events of 'samples', got "
+                f"{len(self.mass_density)}."
+            )
         if self.weight is not None and len(self) and not self.weight.sum() > 0:
             raise InputError("The weights should add up to a positive number.")
 
@@ -93,7 +104,11 @@ class Posterior:
             name: tensor[:, rows] if name == "samples" else tensor[rows]
             for name, tensor in self._tensors().items()
         }
-        return Posterior(card=self.card, provenance=self.provenance, **selected)
+        return replace(
+            self,
+            mass_density=None if self.mass_density is None else self.mass_density[rows],
+            **selected,
+        )
 
     @property
     def n_draws(self) -> int:
@@ -108,7 +123,7 @@ class Posterior:
     @property
     def target_names(self) -> tuple[str, ...]:
         """Names of the T targets, such as ``chi20_px``."""
-        return tuple(self.card.target_names)
+        return tuple(self.card.target_names) if self.names is None else self.names
 
     @property
     def weights(self) -> Tensor:
@@ -135,9 +150,8 @@ class Posterior:
     def mass_samples(self, mass: str | None = None) -> Tensor:
         """Returns the draws of all masses, shape ``(S, N, M)``, or of one, ``(S, N)`` [GeV]."""
         if mass is not None:
-            return self.target(f"{self.mass_names[self.mass_index(mass)]}_m")
-        columns = [self._target_index(f"{name}_m") for name in self.mass_names]
-        return self.samples[..., columns]
+            return self.samples[..., self._mass_columns()[self.mass_index(mass)]]
+        return self.samples[..., self._mass_columns()]
 
     def true_masses(self) -> Tensor:
         """Returns the true masses [GeV], shape ``(N, M)``.
@@ -152,7 +166,7 @@ class Posterior:
             return self.masses
         if self.truth is None:
             raise _no_truth()
-        return self.truth[:, [self._target_index(f"{name}_m") for name in self.mass_names]]
+        return self.truth[:, self._mass_columns()]
 
     def varies(self, mass: str) -> bool:
         """Tells whether a mass differs among the true values or the draws, by over a thousandth.
@@ -208,6 +222,8 @@ class Posterior:
         """Writes the posterior to a folder, whole or not at all; read it with `load`."""
         with replacing_folder(path) as folder:
             tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
+            if self.mass_density is not None:
+                tensors |= self.mass_density.to_tensors()
             save_file(tensors, folder / _TENSORS)
             description = {
                 "format": _FORMAT,
@@ -236,13 +252,24 @@ class Posterior:
                     f"{_DESCRIPTION}. Reconstruct the events again."
                 )
             tensors = load_file(folder / _TENSORS)
+            density = MassGrid.from_tensors(tensors)
+            card, names = load_card(description["card"]), tuple(description["target_names"])
             return cls(
-                card=load_card(description["card"]),
+                card=card,
                 provenance=description["provenance"],
+                names=None if names == tuple(card.target_names) else names,
+                mass_density=density,
                 **tensors,
             )
         except (OSError, KeyError, TypeError, SafetensorError, InputError) as error:
             raise StoreError(f"'{folder}' does not hold a whole posterior: {error}") from error
+
+    def _mass_columns(self) -> list[int]:
+        """Finds the column of each mass: its own, or the one of the particle that has it."""
+        own = [f"{name}_m" for name in self.mass_names]
+        if not set(own) <= set(self.target_names):
+            own = [f"{self.card.targets.get(name, name)}_m" for name in self.mass_names]
+        return [self._target_index(name) for name in own]
 
     def _target_index(self, name: str) -> int:
         if name not in self.target_names:
@@ -264,8 +291,9 @@ def reconstruct(
     events: Events,
     n_samples: int = 64,
     steps: int | None = None,
-    solver: Literal["ddim", "ancestral"] = "ddim",
+    solver: str | None = None,
     seed: int = 0,
+    mass_grid: Mapping[str, Tensor] | None = None,
 ) -> Posterior:
     """Reconstructs the targets of each event: draws from the posterior of a trained model.
 
@@ -274,15 +302,18 @@ def reconstruct(
         events: Events of the model's card, simulated or real, or a background with the same slots.
         n_samples: Number S of draws for each event.
         steps: Steps of the sampler; None for the model's own default.
-        solver: Sampler of the model, ``ddim`` or ``ancestral``.
+        solver: Sampler, one of ``model.solvers``; None for the model's own default.
         seed: Seed of the draws.
+        mass_grid: For each mass that the model lets vary, the values [GeV] at which to compute the
+            joint density too; see `massrecon.inference.massgrid.density_on_grid`.
 
     Returns:
         The posterior; with the truth where the events carry it.
 
     Raises:
         InputError: If there are no events, a value in them is not physical, `n_samples` is not
-            positive, or the events belong to a card with other targets.
+            positive, the events belong to a card with other targets, or the model has no density
+            of the masses alone though `mass_grid` asks for it.
     """
     if len(events) == 0:
         raise InputError("There are no events to reconstruct.")
@@ -290,17 +321,18 @@ def reconstruct(
         raise InputError(f"'n_samples' should be at least 1, got {n_samples}.")
     # a background has no targets of its own: it is reconstructed as if it were the model's process
     card = events.card if events.card.targets else model.card
-    if tuple(card.target_names) != tuple(model.target_names):
+    if tuple(card.target_names) != tuple(model.card.target_names):
         raise InputError(
-            f"The model reconstructs {', '.join(model.target_names)}, but the events of "
+            f"The model reconstructs {', '.join(model.card.target_names)}, but the events of "
             f"'{card.name}' have {', '.join(card.target_names)}: use a model trained on this card."
         )
     events.validate()
     samples = model.sample(events, n_samples, steps=steps, solver=solver, seed=seed)
+    truth = model.true_targets(events)
     return Posterior(
         samples=samples.cpu(),
         card=card,
-        truth=events.targets().cpu() if events.has_targets else None,
+        truth=None if truth is None else truth.cpu(),
         masses=None if events.masses is None or card is not events.card else events.masses.cpu(),
         weight=events.weight.cpu(),
         provenance={
@@ -312,6 +344,8 @@ def reconstruct(
             "events": dict(events.provenance),
             "versions": versions("torch"),
         },
+        names=None if model.target_names == tuple(card.target_names) else model.target_names,
+        mass_density=None if mass_grid is None else density_on_grid(model, events, mass_grid),
     )
 
 

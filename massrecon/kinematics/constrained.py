@@ -16,7 +16,8 @@ M2 is the minimum over the invisible momenta of the larger parent mass:
 
     MT2 = m2_xx = m2_cx <= m2_xc <= m2_cc <= true parent mass (at the true trial mass).
 
-How the minima are found, and what `certified` proves, is written down in `constrained_kernel`.
+How the minima are found, and what `certified` proves, is written down in `constrained_kernel` and
+`constrained_proof`.
 Gradients are those of the Lagrangian at the minimum (envelope theorem), as for MT2.
 
 References:
@@ -72,7 +73,8 @@ class M2Solution:
     certified: Tensor
     """Whether the value is proven to be the global minimum: no invisible momenta give a squared
     value that is lower by more than 1e-6 of it (and 1e-11 of the event's squared scale). Where
-    False, the value is the lowest that was found from several starts. Boolean, ``(...)``."""
+    False, the value is the lowest that was found from several starts. The torch backend proves by
+    duality alone, which leaves out more events of M2CC. Boolean, ``(...)``."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +313,7 @@ def _solve_torch(
 def _solve_numba(
     P: Tensor, R: Tensor, Q: Tensor, mu: Tensor, one_sided: bool
 ) -> tuple[Tensor, Tensor]:
-    from massrecon.kinematics import constrained_kernel, transverse_kernel
+    from massrecon.kinematics import constrained_kernel, constrained_proof, transverse_kernel
 
     raw = torch.empty(len(P), 7, dtype=torch.float64)
     how = torch.empty(len(P), dtype=torch.int8)
@@ -324,6 +326,8 @@ def _solve_numba(
         sides = (part[0][:, 0], part[0][:, 1], part[2], part[3][:, 0], part[3][:, 1])
         transverse_kernel.solve_all(*_arrays(*sides, start, kind.clone()))
         constrained_kernel.solve_others(*_arrays(*part, start[:, :3], new, kind))
+        if not one_sided:  # what it proves is that of M2CC alone
+            constrained_proof.prove(*_arrays(*part, start[:, 0], new, kind))
         raw[index], how[index] = new, kind
     index = _to_check(raw, how).nonzero().squeeze(1)
     if one_sided and len(index):

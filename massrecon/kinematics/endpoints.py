@@ -175,7 +175,9 @@ def fit_endpoint(
 def fit_kink(trial_masses: Tensor, endpoints: Tensor, errors: Tensor) -> KinkFit:
     """Fits the trial mass at which the endpoint of MT2 or M2 bends.
 
-    On each side of the kink the endpoint is a parabola; both meet at the kink.
+    On each side of the kink the endpoint is a parabola; both meet at the kink. Where that does not
+    describe the points, their errors are enlarged until it does (by the root of chi-squared over
+    degrees of freedom).
 
     Args:
         trial_masses: Trial masses of the invisible particle [GeV], shape ``(T,)``, T >= 7.
@@ -206,12 +208,13 @@ def fit_kink(trial_masses: Tensor, endpoints: Tensor, errors: Tensor) -> KinkFit
     right = weighted.mT @ (y / sigma).unsqueeze(-1)
     solution = torch.linalg.solve(normal, right.expand(len(kinks), -1, -1)).squeeze(-1)
     chi_squared = ((y - (basis @ solution.unsqueeze(-1)).squeeze(-1)) / sigma).square().sum(-1)
-    weight = (0.5 * (chi_squared.min() - chi_squared)).exp()
+    worse = (chi_squared.min() / max(len(x) - 6, 1)).clamp_min(1.0)
+    weight = (0.5 * (chi_squared.min() - chi_squared) / worse).exp()
     weight = weight / weight.sum()
     mean = (weight * kinks).sum()
     spread = (weight * (kinks - mean).square()).sum().sqrt()
     height = (weight * solution[:, 0]).sum()
-    inner = torch.linalg.inv(normal)[:, 0, 0]
+    inner = worse * torch.linalg.inv(normal)[:, 0, 0]
     variance = (weight * (inner + (solution[:, 0] - height).square())).sum()
     best = int(chi_squared.argmin())
     return KinkFit(

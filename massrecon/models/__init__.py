@@ -1,4 +1,20 @@
-"""Learned posteriors: one family per file, one interface."""
+"""Learned posteriors: one family per file, one interface.
+
+| family | what it is | density | draws |
+|---|---|---|---|
+| `barman2025` | the published diffusion network, to the letter | probability flow | many steps |
+| `diffusion` | diffusion in its modern form, for any card | probability flow | 20 steps |
+| `flow_matching` | flow matching along straight paths | probability flow | 20 steps |
+| `flow` | coupling flow with rational-quadratic splines | exact | one pass |
+| `mass_head` | joint density of the masses alone | exact | one pass |
+| `vae` | variational autoencoder | lower bound | one pass |
+| `gan` | Wasserstein GAN with a gradient penalty | none | one pass |
+| `trees` | forest that keeps whole distributions | exact | one pass |
+
+All but `barman2025` read every object of any card, learn the targets that they are told to
+(``targets="card"``, ``"masses"`` or ``"resonances"``), and are an encoder of events, a
+`massrecon.models.targets.TargetSpace` and a `massrecon.models.head.Head`.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +26,23 @@ from massrecon.errors import InputError, unknown_name
 from massrecon.events.card import ProcessCard
 from massrecon.models.barman2025 import Barman2025
 from massrecon.models.base import MassModel, load_model
+from massrecon.models.diffusion import Diffusion
+from massrecon.models.flow import Flow
+from massrecon.models.flow_matching import FlowMatching
+from massrecon.models.gan import GAN
+from massrecon.models.mass_head import MassDensity
+from massrecon.models.trees import Trees
+from massrecon.models.vae import VAE
 
 MODELS: dict[str, type[MassModel]] = {
     "barman2025": Barman2025,
+    "diffusion": Diffusion,
+    "flow_matching": FlowMatching,
+    "flow": Flow,
+    "mass_head": MassDensity,
+    "vae": VAE,
+    "gan": GAN,
+    "trees": Trees,
 }
 """Every model family by name."""
 

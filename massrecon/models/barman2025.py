@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,19 +29,19 @@ from massrecon.errors import InputError, unknown_name
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.models import features
-from massrecon.models.base import MassModel, Prepared
-from massrecon.models.diffusion import (
-    Denoiser,
-    NoisePredictor,
-    NoiseSchedule,
-    ancestral_sample,
-    ddim_sample,
-    indexed_normal,
-)
+from massrecon.models.base import MassModel, Prepared, checked_targets
+from massrecon.models.ddpm import Denoiser, NoiseSchedule, ancestral_sample
 from massrecon.models.encoder import TransformerEncoder, masked_mean, token_mlp
+from massrecon.models.head import blocks
+from massrecon.models.likelihood import flow_log_prob
+from massrecon.models.noise import Draws
+from massrecon.models.samplers import SOLVERS, NoiseLevels, count_levels
 
 OBJECT_COUNTS = {"lepton": 1, "photon": 2, "jet": 4}
 """How many leading objects of each kind the published network reads."""
+
+# Runge-Kutta steps of the density
+_DENSITY_STEPS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,8 @@ class Barman2025(MassModel):
     """The diffusion model of arXiv:2507.20869."""
 
     name = "barman2025"
+    density = "ode"
+    solvers = ("ddim", "ancestral", "dpm++", "heun")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "full": {},
         "small": {
@@ -197,7 +199,7 @@ class Barman2025(MassModel):
         events: Events,
         n_samples: int,
         steps: int | None = None,
-        solver: Literal["ddim", "ancestral"] = "ddim",
+        solver: str | None = None,
         seed: int = 0,
         batch_size: int = 8192,
     ) -> Tensor:
@@ -209,9 +211,10 @@ class Barman2025(MassModel):
         Args:
             events: Reconstructed events.
             n_samples: Number S of draws per event.
-            steps: Number of DDIM steps, by default the configured one; ancestral sampling always
-                takes all T.
-            solver: ``"ddim"`` (deterministic path, few steps) or ``"ancestral"`` (as published).
+            steps: Number of network evaluations for a draw, by default the configured one;
+                ancestral sampling always takes all T.
+            solver: ``"ddim"`` (deterministic path, few steps; the default), ``"ancestral"`` (as
+                published), ``"dpm++"`` or ``"heun"``.
             seed: Seed of the noise.
             batch_size: How many draws are worked on at a time; bounds the memory.
 
@@ -221,40 +224,100 @@ class Barman2025(MassModel):
         Raises:
             InputError: If an argument is out of range or the events follow another card.
         """
+        solver = solver or self.solvers[0]
         self._check_sampling(n_samples, steps, solver, batch_size)
         prepared = self.prepare(events)
         draws = torch.empty(n_samples, len(events), len(self.target_names), dtype=torch.float64)
         time_shares = self.denoiser.embed_time(torch.arange(len(self.schedule), device=self.device))
-        solve = self._solver(solver, steps)
-        events_at_once = max(1, batch_size // n_samples)
-        for first in range(0, len(events), events_at_once):
-            rows = slice(first, first + events_at_once)
-            chunk = {name: t[rows].to(self.device) for name, t in prepared.items()}
-            context = self.denoiser.embed_context(self.encode(chunk))
-            event = torch.arange(first, first + len(context), device=self.device)
-            for start in range(0, n_samples, batch_size):
-                draw = torch.arange(start, min(start + batch_size, n_samples), device=self.device)
-                noise = _NoiseOfDraws(seed, event, draw, draws.shape[-1])
-                x_0 = solve(lambda x, t, c=context: self.denoiser(x, time_shares[t], c), noise)
-                draws[start : start + len(draw), rows] = self.target_scaling.inverse(x_0)
+        for start, stop, rows in blocks(n_samples, len(events), batch_size):
+            if start == 0:
+                context = self._context(prepared, rows)
+            event = torch.arange(rows.start, rows.stop, device=self.device)
+            numbers = Draws(seed, event, torch.arange(start, stop, device=self.device))
+            x_0 = self._draw(context, time_shares, numbers, solver, steps)
+            draws[start:stop, rows] = self.target_scaling.inverse(x_0)
         return draws
 
-    def _solver(
-        self, solver: str, steps: int | None
-    ) -> Callable[[NoisePredictor, Callable[[int], Tensor]], Tensor]:
-        """Chooses how noise predictor and noise become draws."""
-        schedule, n_steps = self.schedule, steps or self.config.ddim_steps
+    def _context(self, prepared: Prepared, rows: slice) -> Tensor:
+        """Returns the context's share of the denoiser's first layer for some of the events."""
+        chunk = {name: t[rows].to(self.device) for name, t in prepared.items()}
+        return self.denoiser.embed_context(self.encode(chunk))
+
+    def _draw(
+        self, context: Tensor, shares: Tensor, draws: Draws, solver: str, steps: int | None
+    ) -> Tensor:
+        """Draws scaled targets ``(S, N, T)`` for embedded contexts and time steps."""
+        schedule, width = self.schedule, len(self.target_names)
+        start = draws.normal(len(schedule), width)
         if solver == "ancestral":
-            return lambda predict, noise: ancestral_sample(
-                predict, noise(len(schedule)), schedule, noise
+            return ancestral_sample(
+                lambda x, t: self.denoiser(x, shares[t], context),
+                start,
+                schedule,
+                lambda t: draws.normal(t, width),
             )
-        return lambda predict, noise: ddim_sample(predict, noise(len(schedule)), schedule, n_steps)
+        visited = schedule.ddim_steps(count_levels(solver, steps or self.config.ddim_steps))
+        levels = NoiseLevels(*zip(*map(schedule.factors, visited), strict=True))
+
+        def predict(x_t: Tensor, i: int) -> tuple[Tensor, Tensor]:
+            signal, spread = levels.at(i)
+            noise = self.denoiser(x_t, shares[visited[i]], context)
+            return (x_t - spread * noise) / signal, noise
+
+        return SOLVERS[solver](predict, start, levels, lambda i: draws.normal(i, width))
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        targets: Tensor,
+        events: Events,
+        batch_size: int = 2048,
+    ) -> Tensor:
+        """Computes the log-density of the probability flow at `targets`.
+
+        In u = log(sigma), with sigma the noise over the signal, the flow of a noise predictor is
+        dx_t / du = s (epsilon - s x_t), with s the share of the noise; between the integer steps of
+        the training the time is interpolated. A target that did not vary in training has no
+        meaningful density.
+
+        Args:
+            targets: Values of ``target_names`` [GeV], shape ``(N, T)`` or ``(G, N, T)``.
+            events: Reconstructed events.
+            batch_size: How many values are worked on at a time; bounds the memory.
+
+        Returns:
+            log p [1 / GeV^T], float64 on the processor, shape ``(N,)`` or ``(G, N)``.
+
+        Raises:
+            ShapeError: If the targets do not fit the events.
+        """
+        values = checked_targets(targets, events, len(self.target_names))
+        prepared = self.prepare(events)
+        found = torch.empty(values.shape[:2], dtype=torch.float64)
+        times = self.schedule.log_ratio_times(_DENSITY_STEPS)
+        first_signal = self.schedule.factors_at(times[0])[0]
+        for start, stop, rows in blocks(*found.shape, batch_size):
+            if start == 0:
+                context = self._context(prepared, rows)
+            x_0 = self.target_scaling(values[start:stop, rows].float().to(self.device))
+            flow = self._velocity(context)
+            found[start:stop, rows] = flow_log_prob(flow, first_signal * x_0, times).cpu().double()
+        found -= self.target_scaling.scale.double().log().sum().cpu()
+        return found if targets.ndim == 3 else found[0]
+
+    def _velocity(self, context: Tensor) -> Callable[[Tensor, float], Tensor]:
+        def velocity(x_t: Tensor, log_ratio: float) -> Tensor:
+            _, spread, t = self.schedule.factors_at(log_ratio)
+            time = self.denoiser.embed_time(torch.tensor([t], device=x_t.device))
+            return spread * (self.denoiser(x_t, time, context) - spread * x_t)
+
+        return velocity
 
     def _check_sampling(
         self, n_samples: int, steps: int | None, solver: str, batch_size: int
     ) -> None:
-        if solver not in ("ddim", "ancestral"):
-            raise unknown_name("solver", solver, ("ddim", "ancestral"))
+        if solver not in self.solvers:
+            raise unknown_name("solver", solver, self.solvers)
         if steps is not None and not 1 <= steps <= len(self.schedule):
             raise InputError(f"'steps' should be between 1 and {len(self.schedule)}, got {steps}.")
         if solver == "ancestral" and steps not in (None, len(self.schedule)):
@@ -265,17 +328,3 @@ class Barman2025(MassModel):
         for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
             if value < 1:
                 raise InputError(f"'{name}' should be at least 1, got {value}.")
-
-
-@dataclass(frozen=True)
-class _NoiseOfDraws:
-    """Standard normal noise of some draws ``(S,)`` of some events ``(N,)`` at any step."""
-
-    seed: int
-    event: Tensor
-    draw: Tensor
-    width: int
-
-    def __call__(self, step: int) -> Tensor:
-        """Returns the noise of a step, shape ``(S, N, width)``."""
-        return indexed_normal(self.seed, step, self.event, self.draw.unsqueeze(1), self.width)

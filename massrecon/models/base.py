@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from massrecon.errors import InputError, ModelError
+from massrecon.errors import InputError, ModelError, ShapeError
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Events
+from massrecon.models.head import DensityKind
 from massrecon.provenance import replacing_folder, versions
 
 FORMAT_VERSION = 1
@@ -49,9 +51,13 @@ class MassModel(nn.Module, ABC):
             history. Saved and loaded with the model.
         name: Name of the family.
         presets: Named configurations, as the fields that differ from the defaults.
+        density: What `log_prob` returns, see `massrecon.models.head.Head`.
+        solvers: Samplers to choose from, the default first; empty if a draw takes one pass.
     """
 
     name: ClassVar[str]
+    density: ClassVar[DensityKind] = "none"
+    solvers: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     def __init__(self, card: ProcessCard, config: Any) -> None:
@@ -77,7 +83,11 @@ class MassModel(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """The device that holds the weights."""
-        return next(self.parameters()).device
+        return next(itertools.chain(self.parameters(), self.buffers())).device
+
+    def true_targets(self, events: Events) -> Tensor | None:
+        """Returns the true values of `target_names`, ``(N, T)``; None where they are unknown."""
+        return events.targets() if events.has_targets else None
 
     @abstractmethod
     def prepare(self, events: Events) -> Prepared:
@@ -105,7 +115,7 @@ class MassModel(nn.Module, ABC):
         events: Events,
         n_samples: int,
         steps: int | None = None,
-        solver: Literal["ddim", "ancestral"] = "ddim",
+        solver: str | None = None,
         seed: int = 0,
         batch_size: int = 8192,
     ) -> Tensor:
@@ -115,8 +125,28 @@ class MassModel(nn.Module, ABC):
             Draws [GeV], float64 on the processor, shape ``(S, N, T)``.
         """
 
-    def log_prob(self, targets: Tensor, events: Events) -> Tensor:
-        """Computes the log-density of `targets` ``(N, T)``, where the family has one.
+    def validation_loss_prepared(self, batch: Prepared, generator: torch.Generator) -> Tensor:
+        """Computes what the validation compares models by, a scalar; the loss, as a rule."""
+        return self.loss_prepared(batch, generator)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the weights for the optimiser, in groups with a ``rate`` relative to the others.
+
+        Other entries of a group, such as ``betas``, are given to the optimiser.
+        """
+        return [{"params": list(self.parameters()), "rate": 1.0}]
+
+    def log_prob(self, targets: Tensor, events: Events, batch_size: int = 2048) -> Tensor:
+        """Computes the log-density of `targets`, where the family has one.
+
+        Args:
+            targets: Values of ``target_names``, shape ``(N, T)``, or ``(G, N, T)`` for G values of
+                each event.
+            events: Reconstructed events.
+            batch_size: How many values are worked on at a time; bounds the memory.
+
+        Returns:
+            float64 on the processor, shape ``(N,)`` or ``(G, N)``.
 
         Raises:
             ModelError: If the family has no density.
@@ -183,6 +213,21 @@ class MassModel(nn.Module, ABC):
             return json.dumps({**header, **metadata}, indent=2, ensure_ascii=False)
         except TypeError as error:
             raise InputError(f"The metadata of a model must be JSON: {error}.") from error
+
+
+def checked_targets(targets: Tensor, events: Events, n_targets: int) -> Tensor:
+    """Checks the shape of targets and returns them with the axis of several values an event.
+
+    Raises:
+        ShapeError: If they do not fit the events.
+    """
+    values = targets if targets.ndim == 3 else targets.unsqueeze(0)
+    if values.ndim != 3 or values.shape[1:] != (len(events), n_targets):
+        raise ShapeError(
+            f"'targets' should have shape ({len(events)}, {n_targets}), or a further axis in "
+            f"front, got {tuple(targets.shape)}."
+        )
+    return values
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> MassModel:

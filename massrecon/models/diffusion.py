@@ -1,252 +1,115 @@
-r"""Diffusion: the noise schedule, the denoiser, and samplers that take any noise predictor.
+r"""Diffusion in its modern form: the `diffusion` family.
 
-Noise is added to a target x_0 in T small steps of variance beta_t. With alpha_t = 1 - beta_t and
-alpha_bar_t = prod_{s<=t} alpha_s, the target after t steps is
-
-    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon,    epsilon ~ N(0, 1).
-
-A network that predicts epsilon from (x_t, t, context) turns pure noise x_T back into a draw from
-p(x_0 | context), either in T random steps (ancestral sampling) or along the deterministic path of
-DDIM, which needs only a few tens of them.
+The path runs along a quarter circle, x_t = cos(t) x_0 + sin(t) epsilon with 0 <= t <= pi / 2, and
+the network predicts v = cos(t) epsilon - sin(t) x_0. For targets of width one this is at the same
+time the v-prediction of Salimans and Ho and the preconditioning of Karras et al. (sigma = tan t,
+c_in = cos t, c_skip = cos^2 t, c_out = sin t), so the two differ in the choice of training times
+and of the sampler's levels only. Measured on posteriors that are known: times that are log-normal
+in sigma learn the thin crescents of the two moons better than even ones at equal cost (classifier
+accuracy .63 against .76, the best being .5), and broad Gaussians as well; levels even in log sigma
+from 20 to 0.005 leave a Gaussian of width 0.05 2 % too narrow after 20 evaluations of
+DPM-Solver++, those of Karras et al. (from 80, rho = 7) 5 %.
 
 References:
-    J. Ho, A. Jain and P. Abbeel, arXiv:2006.11239, Eqs. (4), (11) and Algorithms 1 and 2.
-    J. Song, C. Meng and S. Ermon, arXiv:2010.02502, Eq. (12) with sigma_t = 0.
+    T. Salimans and J. Ho, arXiv:2202.00512, appendix D; T. Karras et al., arXiv:2206.00364, Eq. (5)
+    and Table 1; A. Nichol and P. Dhariwal, arXiv:2102.09672, Eq. (17): times evenly in t.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from massrecon.errors import InputError
+from massrecon.models.event_model import EventConfig, EventModel
+from massrecon.models.paths import PathConfig, PathHead
 
-NoisePredictor = Callable[[Tensor, int], Tensor]
-"""Predicts the noise in x_t from ``(x_t, t)``; it has the shape of x_t, ``(..., T)``."""
 
-
-class NoiseSchedule(nn.Module):
-    """A linear noise schedule: beta_t rises evenly from `beta_first` to `beta_last`.
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(PathConfig):
+    """The diffusion head; `PathConfig` has the sizes.
 
     Attributes:
-        betas: Variance added in each step, float64, shape ``(T,)``, always on the processor.
-        alphas_bar: Share of the target's variance that is left after each step, likewise.
-        signal: sqrt(alpha_bar_t), float32 on the module's device.
-        spread: sqrt(1 - alpha_bar_t), float32 on the module's device.
+        schedule: Where training looks: ``"cosine"``, evenly in t, or ``"lognormal"``, log sigma
+            Gaussian with mean -1.2 and width 1.2.
+        sigma_min: Noise over signal at the last level of a sampler.
+        sigma_max: Noise over signal at the first level; levels are even in log sigma.
     """
 
-    signal: Tensor
-    spread: Tensor
+    schedule: Literal["cosine", "lognormal"] = "lognormal"
+    sigma_min: float = 0.005
+    sigma_max: float = 20.0
 
-    def __init__(self, steps: int, beta_first: float, beta_last: float) -> None:
-        super().__init__()
-        # plain attributes: not every device has float64, and samplers read them as Python floats
-        self.betas = torch.linspace(beta_first, beta_last, steps, dtype=torch.float64)
-        self.alphas_bar = torch.cumprod(1 - self.betas, dim=0)
-        self.register_buffer("signal", self.alphas_bar.sqrt().float(), persistent=False)
-        self.register_buffer("spread", (1 - self.alphas_bar).sqrt().float(), persistent=False)
-
-    def __len__(self) -> int:
-        return len(self.betas)
-
-    def add_noise(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Returns x_t for integer steps `t` (from 0), which broadcast to ``x_0[..., 0]``."""
-        return self.signal[t].unsqueeze(-1) * x_0 + self.spread[t].unsqueeze(-1) * noise
-
-    def ddim_steps(self, steps: int) -> list[int]:
-        """Chooses the steps that DDIM visits, falling from T - 1 to 0.
-
-        They are spaced quadratically in t. At 50 steps even spacing leaves Gaussians of 0.2 units
-        15 % too narrow, this one 5 %; denser still near 0, the jumps between noisy steps, which
-        multiply the error of the predicted noise, would become too large.
-
-        Raises:
-            InputError: If `steps` is not between 1 and T.
-
-        References:
-            arXiv:2010.02502, appendix D.2, "quadratic".
-        """
-        if not 1 <= steps <= len(self):
-            raise InputError(f"'steps' should be between 1 and {len(self)}, got {steps}.")
-        last = len(self) - 1
-        chosen: list[int] = []
-        for position in range(steps - 1):
-            wanted = round(last * (position / (steps - 1)) ** 2)
-            earliest = chosen[-1] + 1 if chosen else 0
-            chosen.append(max(wanted, earliest))
-        return [last, *reversed(chosen)]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule not in ("cosine", "lognormal"):
+            raise InputError(
+                f"'schedule' should be 'cosine' or 'lognormal', got '{self.schedule}'."
+            )
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise InputError(
+                f"Expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}."
+            )
 
 
-def ancestral_sample(
-    predict_noise: NoisePredictor,
-    x_last: Tensor,
-    schedule: NoiseSchedule,
-    draw_noise: Callable[[int], Tensor],
-) -> Tensor:
-    """Samples by undoing all T noise steps one by one (DDPM, with variance beta_t).
+class DiffusionHead(PathHead):
+    """A diffusion model of x given a context."""
 
-    Args:
-        predict_noise: The noise predictor.
-        x_last: Standard normal start x_T, shape ``(..., T)``.
-        schedule: The noise schedule.
-        draw_noise: Gives standard normal noise of the same shape for a step t > 0.
+    family = "diffusion"
+    solvers = ("dpm++", "ddim", "heun", "ancestral")
+    end: ClassVar[float] = 0.5 * math.pi
+    config: DiffusionConfig
 
-    Returns:
-        Draws of x_0, shape ``(..., T)``.
+    @staticmethod
+    def mixing(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns cos t, sin t and their derivatives."""
+        a, s = t.cos(), t.sin()
+        return a, s, -s, a
 
-    References:
-        arXiv:2006.11239, Algorithm 2.
-    """
-    x_t = x_last
-    for t in reversed(range(len(schedule))):
-        beta, alpha_bar = float(schedule.betas[t]), float(schedule.alphas_bar[t])
-        drift = beta / math.sqrt(1 - alpha_bar)
-        x_t = (x_t - drift * predict_noise(x_t, t)) / math.sqrt(1 - beta)
-        if t > 0:
-            x_t = x_t + math.sqrt(beta) * draw_noise(t)
-    return x_t
+    def spread_times(self, share: Tensor) -> Tensor:
+        """Spreads training times as the schedule says."""
+        if self.config.schedule == "cosine":
+            return self.end * share
+        quantile = torch.special.ndtri(share.double()).to(share)
+        return torch.atan(torch.exp(-1.2 + 1.2 * quantile))
+
+    def sampling_times(self, n_levels: int) -> Sequence[float]:
+        """Returns levels from `sigma_max` to `sigma_min` as angles."""
+        fall = self.config.sigma_min / self.config.sigma_max
+        shares = [i / max(n_levels - 1, 1) for i in range(n_levels)]
+        return [math.atan(self.config.sigma_max * fall**share) for share in shares]
 
 
-def ddim_sample(
-    predict_noise: NoisePredictor, x_last: Tensor, schedule: NoiseSchedule, steps: int
-) -> Tensor:
-    """Samples along the deterministic DDIM path, which ends at the prediction of x_0 itself.
+@dataclass(frozen=True, kw_only=True)
+class DiffusionModelConfig(DiffusionConfig, EventConfig):
+    """Everything that the family `diffusion` can be told: head, encoder and targets."""
 
-    Args:
-        predict_noise: The noise predictor.
-        x_last: Standard normal start x_T, shape ``(..., T)``.
-        schedule: The noise schedule.
-        steps: Number of calls of `predict_noise`, from 1 to T.
-
-    Returns:
-        Draws of x_0, shape ``(..., T)``; the same start gives the same draw.
-
-    References:
-        arXiv:2010.02502, Eq. (12) with sigma_t = 0.
-    """
-    x_t = x_last
-    visited = schedule.ddim_steps(steps)
-    for t, t_next in zip(visited, [*visited[1:], None], strict=True):
-        alpha_bar = float(schedule.alphas_bar[t])
-        alpha_bar_next = 1.0 if t_next is None else float(schedule.alphas_bar[t_next])
-        noise = predict_noise(x_t, t)
-        x_0 = (x_t - math.sqrt(1 - alpha_bar) * noise) / math.sqrt(alpha_bar)
-        x_t = math.sqrt(alpha_bar_next) * x_0 + math.sqrt(1 - alpha_bar_next) * noise
-    return x_t
+    def __post_init__(self) -> None:
+        DiffusionConfig.__post_init__(self)
+        EventConfig.__post_init__(self)
 
 
-class Denoiser(nn.Module):
-    """Predicts the noise in x_t from x_t, the time step and the context of the event.
+class Diffusion(EventModel):
+    """A diffusion model of any card's targets."""
 
-    Time embedding and context each pass an MLP to `dim`, are concatenated with the noised target
-    (``2 dim + T`` inputs) and enter an MLP. The first layer of that MLP is linear in the three
-    parts, so the shares of context and time are computed once per event and once per step.
-    """
-
-    def __init__(self, n_targets: int, dim: int, hidden: int, layers: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.time_mlp = _mlp(dim, dim, dim)
-        self.context_mlp = _mlp(dim, dim, dim)
-        self.first = nn.Linear(2 * dim + n_targets, hidden)
-        self.rest = nn.Sequential(nn.SiLU(), _mlp(hidden, *[hidden] * (layers - 1), n_targets))
-        self._start_as_identity(n_targets)
-
-    @torch.no_grad()
-    def _start_as_identity(self, n_targets: int) -> None:
-        """Sets the initial weights so that x_t itself is the first prediction of the noise.
-
-        For most steps x_t is nearly pure noise, and sampling multiplies the error made there by
-        up to 1 / sqrt(alpha_bar_T) = 2000. Since silu(z) - silu(-z) = z, two units per target
-        carry it unchanged through all layers.
-        """
-        pairs = torch.zeros(n_targets, self.first.out_features)
-        pairs[:, : 2 * n_targets] = torch.eye(n_targets).repeat_interleave(2, dim=1)
-        pairs[:, 1 : 2 * n_targets : 2] *= -1
-        carriers = slice(0, 2 * n_targets)
-        *hidden, last = (layer for layer in self.rest.modules() if isinstance(layer, nn.Linear))
-        self.first.weight[carriers] = 0.0
-        self.first.bias[carriers] = 0.0
-        self.first.weight[carriers, 2 * self.dim :] = pairs[:, carriers].T
-        for layer in hidden:
-            layer.weight[carriers] = pairs[:, carriers].T @ pairs
-            layer.bias[carriers] = 0.0
-        last.weight.copy_(pairs)
-        last.bias.zero_()
-
-    def embed_context(self, context: Tensor) -> Tensor:
-        """Returns the context's share of the first layer, ``(N, dim)`` -> ``(N, hidden)``."""
-        weight = self.first.weight[:, self.dim : 2 * self.dim]
-        return functional.linear(self.context_mlp(context), weight)
-
-    def embed_time(self, t: Tensor) -> Tensor:
-        """Returns the share of the steps `t`, with the bias, ``(R,)`` -> ``(R, hidden)``."""
-        embedded = self.time_mlp(sinusoidal_embedding(t, self.dim))
-        return functional.linear(embedded, self.first.weight[:, : self.dim], self.first.bias)
-
-    def forward(self, x_t: Tensor, time_share: Tensor, context_share: Tensor) -> Tensor:
-        """Predicts the noise in `x_t`, shape ``(..., T)``, from the two shares of the first layer.
-
-        The shares broadcast against each other and against ``(..., hidden)``.
-        """
-        weight = self.first.weight[:, 2 * self.dim :]
-        return self.rest(functional.linear(x_t, weight) + (time_share + context_share))
-
-
-def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
-    """Embeds integer steps in sines and cosines of `dim` / 2 frequencies, ``(R,)`` -> ``(R, dim)``.
-
-    References:
-        A. Vaswani et al., arXiv:1706.03762, section 3.5.
-    """
-    exponent = torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2)
-    phase = t.to(torch.float32).unsqueeze(-1) * torch.exp(-math.log(10_000.0) * exponent)
-    return torch.cat([phase.sin(), phase.cos()], dim=-1)
-
-
-def indexed_normal(seed: int, step: int, event: Tensor, draw: Tensor, width: int) -> Tensor:
-    """Draws standard normal numbers that depend only on (seed, step, event, draw, component).
-
-    A generator's stream would tie the noise of an event to the size of the batch it is in; here
-    every row has its own noise, so the same draw comes out however the work is cut up. The
-    64-bit finaliser of SplitMix64 hashes the indices, Box-Muller makes them normal.
-
-    Args:
-        seed: Any integer.
-        step: Number of the sampling step.
-        event: Index of the event of each row, int64, shape ``(...)``.
-        draw: Index of the draw of each row, int64, shape ``(...)``; both broadcast.
-        width: Components of a row.
-
-    Returns:
-        float32, shape ``(..., width)``, on the device of `event`.
-    """
-    key = _mix(_mix(torch.tensor([seed])) + step).to(event.device)
-    row = _mix(_mix(key + event) + draw)
-    pairs = (width + 1) // 2
-    bits = _mix(row.unsqueeze(-1) + torch.arange(2 * pairs, device=event.device))
-    # 24 bits fill a float32 evenly; the half keeps the logarithm finite
-    uniform = (((bits >> 40) & 0xFFFFFF).to(torch.float32) + 0.5) * 2.0**-24
-    radius = torch.sqrt(-2 * torch.log(uniform[..., :pairs]))
-    angle = 2 * math.pi * uniform[..., pairs:]
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[..., :width]
-
-
-def _mix(key: Tensor) -> Tensor:
-    """Scrambles 64-bit integers one to one (G. Steele et al., OOPSLA 2014, SplitMix64)."""
-    key = key - 0x61C8864680B583EB  # adds the golden ratio 0x9E37... as a signed number
-    key = (key ^ ((key >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    key = (key ^ ((key >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return key ^ ((key >> 31) & 0x1FFFFFFFF)
-
-
-def _mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width_in, width_out in itertools.pairwise(widths):
-        layers += [nn.Linear(width_in, width_out), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
+    name = "diffusion"
+    density = DiffusionHead.density
+    solvers = DiffusionHead.solvers
+    config_type = DiffusionModelConfig
+    head_type = DiffusionHead
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "full": {},
+        "small": {
+            "dim": 128,
+            "layers": 2,
+            "token_hidden": 256,
+            "width": 128,
+            "depth": 3,
+            "noise_draws": 8,
+        },
+    }

@@ -131,7 +131,7 @@ class _Task(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds AdamW; the rate is set anew in each step."""
         return torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, weight_decay=self.config.weight_decay
+            self.model.parameter_groups(), lr=0.0, weight_decay=self.config.weight_decay
         )
 
     def training_step(self, batch: tuple[int, Prepared], batch_idx: int = 0) -> Tensor:
@@ -146,7 +146,7 @@ class _Task(pl.LightningModule):
         """Adds the loss of a chunk, with the same noise each time, to those of the others."""
         number, events = batch
         generator = numbered_generator(self.device, self.config.seed, "validation", number)
-        loss = self.model.loss_prepared(events, generator)
+        loss = self.model.validation_loss_prepared(events, generator)
         self.validation_losses.append((loss, length_of(events)))
 
     def pop_validation_loss(self) -> float:
@@ -190,7 +190,7 @@ class _Rounds(pl.Callback):
     ) -> None:
         """Sets the learning rate of the step."""
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = self._rate(batch[0])
+            group["lr"] = self._rate(batch[0]) * group["rate"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock of the round."""

@@ -6,6 +6,13 @@ draws, so that notebooks and reports with them stay small.
 
 from __future__ import annotations
 
+from massrecon.visual.classical import (
+    estimates_compared,
+    kink,
+    momentum_correlations,
+    trial_mass_explorer,
+    variable_distributions,
+)
 from massrecon.visual.collisions import event_overview, mass_coverage
 from massrecon.visual.distributions import truth_against_generated
 from massrecon.visual.performance import efficiency_curve, self_consistency
@@ -23,15 +30,20 @@ from massrecon.visual.training import training_curve
 __all__ = [
     "JET_REGIONS",
     "efficiency_curve",
+    "estimates_compared",
     "event_overview",
     "event_posteriors",
     "jet_performance",
+    "kink",
     "mass_coverage",
+    "momentum_correlations",
     "multiplicities",
     "object_performance",
     "predicted_against_true",
     "ptmiss_performance",
     "self_consistency",
     "training_curve",
+    "trial_mass_explorer",
     "truth_against_generated",
+    "variable_distributions",
 ]

@@ -1,0 +1,422 @@
+"""A surrogate of the event generator and the detector: p(reconstructed event | masses or partons).
+
+Condition and target of the mass models are exchanged. The same heads learn the kinematics of an
+event given its content and the truth, `ContentModel` learns the content, and `EventSpace` gives
+both a meaning. What comes out are `Events` of the card like any others. They stand for selected
+collisions: how many of all collisions are selected is known to the simulation alone.
+
+References:
+    A. Butter, T. Plehn and R. Winterhalder, SciPost Phys. 7 (2019) 075, arXiv:1907.03764;
+    R. Verheyen, SciPost Phys. 13 (2022) 047, arXiv:2205.01697: flows for variable content.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from massrecon.errors import InputError, ModelError, unknown_name
+from massrecon.events.card import ProcessCard, load_card
+from massrecon.events.columns import column_type
+from massrecon.events.container import Events
+from massrecon.events.selection import MEDIUM
+from massrecon.kinematics import fourvectors as fv
+from massrecon.models.base import MassModel, Prepared, read_header, read_weights
+from massrecon.models.content import ContentModel
+from massrecon.models.diffusion import DiffusionConfig, DiffusionHead
+from massrecon.models.event_space import EventSpace, Measured, momenta
+from massrecon.models.features import Scaling
+from massrecon.models.flow import FlowConfig, FlowHead
+from massrecon.models.flow_matching import FlowMatchingConfig, FlowMatchingHead
+from massrecon.models.gan import GANConfig, GANHead
+from massrecon.models.head import Head
+from massrecon.models.noise import Draws
+from massrecon.models.vae import VAEConfig, VAEHead
+
+Condition = Literal["masses", "partons"]
+
+HEADS: dict[str, tuple[Any, Any]] = {
+    "flow_matching": (FlowMatchingHead, FlowMatchingConfig),
+    "diffusion": (DiffusionHead, DiffusionConfig),
+    "flow": (FlowHead, FlowConfig),
+    "vae": (VAEHead, VAEConfig),
+    "gan": (GANHead, GANConfig),
+}
+"""Families that can learn the kinematics of events: head and configuration."""
+
+# draws that miss a cut are drawn anew, at most so often
+_ATTEMPTS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurrogateConfig:
+    """What the surrogate consists of.
+
+    Attributes:
+        family: Family of the kinematics, one of `HEADS`.
+        condition: ``"masses"``, the mass parameters, or ``"partons"``, the momenta of all
+            particles of the decay tree.
+        content_width: Width of the networks of the content.
+        head: Fields of the family's configuration that differ from its defaults.
+    """
+
+    family: str = "flow_matching"
+    condition: Condition = "masses"
+    content_width: int = 64
+    head: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.family not in HEADS:
+            raise unknown_name("family", self.family, HEADS)
+        if self.condition not in get_args(Condition):
+            raise unknown_name("condition", self.condition, get_args(Condition))
+        if self.content_width < 1:
+            raise InputError(f"'content_width' should be at least 1, got {self.content_width}.")
+        known = [f.name for f in fields(HEADS[self.family][1])]
+        for name in self.head:
+            if name not in known:
+                raise unknown_name(f"setting of {self.family}", name, known)
+
+
+class Surrogate(MassModel):
+    """A fast simulation of selected events of a card.
+
+    Its targets are the coordinates of `EventSpace`; those who want events call `simulate`.
+    """
+
+    name = "surrogate"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"full": {}}
+    config: SurrogateConfig
+    head: Head | None
+
+    def __init__(self, card: ProcessCard, config: SurrogateConfig) -> None:
+        super().__init__(card, config)
+        self.space = EventSpace(card, own_axis=config.condition == "masses")
+        n = len(card.masses) if config.condition == "masses" else 6 * len(card.parton_names)
+        self.scaling = Scaling(n)
+        # a context needs a component, even where there is nothing to tell
+        self.content = ContentModel(card, n + 1, config.content_width)
+        self.head = None
+        self._seed = torch.initial_seed()
+
+    @classmethod
+    def from_config(cls, card: ProcessCard, config: Mapping[str, Any]) -> Surrogate:
+        """Builds an untrained surrogate from fields of `SurrogateConfig`."""
+        return cls(card, SurrogateConfig(**config))
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the coordinates of x, azimuths last."""
+        scalars = [c.name for c in self.space.coordinates]
+        turned = [c.name.replace(" size", " azimuth") for c in self.space.coordinates if c.turned]
+        return (*scalars, *turned)
+
+    @property
+    def trained_head(self) -> Head:
+        """The head.
+
+        Raises:
+            ModelError: If the surrogate has not met any events yet.
+        """
+        if self.head is None:
+            raise ModelError("This surrogate is untrained: make one with fit_surrogate.")
+        return self.head
+
+    def condition_of(self, events: Events) -> Tensor:
+        """Returns the truth that events are conditioned on, float64, ``(N, M)`` or ``(N, P, 4)``.
+
+        Raises:
+            InputError: If the events do not carry it.
+        """
+        truth = events.masses if self.config.condition == "masses" else events.partons
+        if truth is None:
+            raise InputError(
+                f"The surrogate needs the true {self.config.condition} of its events: use "
+                "simulated events."
+            )
+        return truth.cpu().double()
+
+    def prepare(self, events: Events) -> Prepared:
+        """Computes condition, content and raw coordinates, each with its azimuths turned."""
+        self.check_card(events)
+        events = events.to("cpu")
+        condition = self.condition_of(events)
+        if self.config.condition == "masses":
+            axis = self.space.axis_of(events)
+        else:
+            condition, axis = _turned_partons(condition)
+        return {
+            "targets": self.space.raw(events, axis).float(),
+            "condition": condition.flatten(1).float(),
+            "codes": self.content.codes(events),
+            "present": events.present,
+            "weight": events.weight.float(),
+        }
+
+    def fit_scaling(self, events: Events) -> None:
+        """Sets all scales from training events and builds the networks."""
+        prepared = self.prepare(events)
+        device = self.device
+        self.cpu()
+        self.scaling.fit(self._features(prepared["condition"]))
+        self.space.fit(prepared["targets"], prepared["present"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            self.content.fit(prepared["codes"], prepared["present"])
+            self._build_head()
+        self.to(device)
+
+    def _build_head(self) -> None:
+        head, config = HEADS[self.config.family]
+        context_dim = self.content.context_dim + self.content.n_hot
+        self.head = head(len(self.space), context_dim, config(**self.config.head))
+
+    def _features(self, condition: Tensor) -> Tensor:
+        if self.config.condition == "masses":
+            return condition
+        px, py, pz, m = condition.unflatten(1, (-1, 4)).unbind(dim=-1)
+        pt = torch.hypot(px, py).clamp_min(1e-3)
+        columns = (pt.log(), torch.asinh(pz / pt), px / pt, py / pt, torch.asinh(pz / 50.0), m)
+        return torch.cat(columns, dim=1)
+
+    def _context(self, condition: Tensor) -> Tensor:
+        return nn.functional.pad(self.scaling(self._features(condition)), (0, 1), value=1.0)
+
+    def augment(self, batch: Prepared, generator: torch.Generator) -> Prepared:
+        """Chooses mirror images and exchanges of the beams, and flips partons accordingly."""
+        n, device = len(batch["targets"]), generator.device
+        signs = 1.0 - 2 * torch.randint(2, (n, 2), generator=generator, device=device)
+        condition = batch["condition"]
+        if self.config.condition == "partons":
+            one = torch.ones_like(signs[:, 0])
+            flips = torch.stack([one, signs[:, 1], signs[:, 0], one], dim=1)
+            condition = (condition.unflatten(1, (-1, 4)) * flips.unsqueeze(1)).flatten(1)
+        return {**batch, "condition": condition, "signs": signs}
+
+    def _encoded(self, batch: Prepared, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns x and the context of the head."""
+        x = self.space.encode(batch["targets"])
+        if (signs := batch.get("signs")) is not None:
+            for sign, pattern in zip(signs.unbind(dim=1), self.space.mirror_signs, strict=True):
+                x = torch.where(sign.unsqueeze(1) < 0, x * pattern.to(x), x)
+        x = self.space.fill(x, batch["present"], generator)
+        classes = self.content.classes(batch["codes"])
+        context = self._context(batch["condition"])
+        return x, torch.cat([context, self.content.one_hot(classes)], dim=1)
+
+    def _losses(self, batch: Prepared, generator: torch.Generator, train: bool) -> Tensor:
+        x, context = self._encoded(batch, generator)
+        head = self.trained_head
+        classes = self.content.classes(batch["codes"])
+        content = self.content.loss(classes, self._context(batch["condition"]))
+        losses = content + (head.loss if train else head.score)(x, context, generator)
+        return (losses * batch["weight"]).sum() / batch["weight"].sum()
+
+    def loss_prepared(self, batch: Prepared, generator: torch.Generator) -> Tensor:
+        """Computes the loss of content and kinematics, averaged with the weights of the events."""
+        return self._losses(batch, generator, train=True)
+
+    def validation_loss_prepared(self, batch: Prepared, generator: torch.Generator) -> Tensor:
+        """Computes the score of content and kinematics."""
+        return self._losses(batch, generator, train=False)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the groups of the head, and the content in one of its own."""
+        content = {"params": list(self.content.parameters()), "rate": 1.0}
+        return [
+            group for group in (content, *self.trained_head.parameter_groups()) if group["params"]
+        ]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        events: Events,
+        n_samples: int,
+        steps: int | None = None,
+        solver: str | None = None,
+        seed: int = 0,
+        batch_size: int = 8192,
+    ) -> Tensor:
+        """Draws coordinates x given content and truth of each event, float64 ``(S, N, T)``."""
+        prepared = self.prepare(events)
+        classes = self.content.classes(prepared["codes"])
+        context = self._context(prepared["condition"])
+        context = torch.cat([context, self.content.one_hot(classes)], dim=1).to(self.device)
+        x = self.trained_head.sample(
+            context, n_samples, steps=steps, solver=solver, seed=seed, batch_size=batch_size
+        )
+        return x.cpu().double()
+
+    @torch.no_grad()
+    def simulate_truth(
+        self,
+        truth: Tensor,
+        seed: int = 0,
+        steps: int | None = None,
+        solver: str | None = None,
+        batch_size: int = 8192,
+    ) -> Events:
+        """Simulates one event for each row of truth.
+
+        Args:
+            truth: Masses ``(N, M)``, or partons ``(N, P, 4)`` as in `Events` [GeV].
+            seed: Seed of all draws; event i follows from the seed and i alone.
+            steps: Network evaluations of a draw, for families that take steps.
+            solver: Solver of these families.
+            batch_size: How many events are worked on at a time; bounds the memory.
+
+        Raises:
+            InputError: If the truth does not fit, or an argument is out of range.
+            ModelError: If the surrogate is untrained, or its events keep missing the cuts.
+        """
+        truth = self._checked(truth)
+        parts = []
+        for first in range(0, max(len(truth), 1), batch_size):
+            rows = torch.arange(first, min(first + batch_size, len(truth)))
+            parts.append(self._chunk(truth[rows], rows, seed, steps, solver))
+        return Events.concat(parts)
+
+    def _checked(self, truth: Tensor) -> Tensor:
+        truth = truth.cpu().double()
+        wanted = (len(self.card.masses),)
+        if self.config.condition == "partons":
+            wanted = (len(self.card.parton_names), 4)
+        if tuple(truth.shape[1:]) != wanted or not bool(truth.isfinite().all()):
+            raise InputError(
+                f"The true {self.config.condition} should be finite and of shape (N, "
+                f"{', '.join(map(str, wanted))}), got {tuple(truth.shape)}."
+            )
+        return truth
+
+    def _chunk(
+        self, truth: Tensor, rows: Tensor, seed: int, steps: int | None, solver: str | None
+    ) -> Events:
+        events = self._attempt(truth, rows, seed, 0, steps, solver)
+        found, good = events
+        for attempt in range(1, _ATTEMPTS):
+            missed = (~good).nonzero()[:, 0]
+            if len(missed) == 0:
+                return found
+            again, fine = self._attempt(truth[missed], rows[missed], seed, attempt, steps, solver)
+            found, good = _replaced(found, missed, again), good.index_put((missed,), fine)
+        raise ModelError(
+            f"{int((~good).sum())} of {len(good)} simulated events miss the cuts of the card after "
+            f"{_ATTEMPTS} attempts: train the surrogate for longer."
+        )
+
+    def _attempt(
+        self,
+        truth: Tensor,
+        rows: Tensor,
+        seed: int,
+        attempt: int,
+        steps: int | None,
+        solver: str | None,
+    ) -> tuple[Events, Tensor]:
+        """Draws events, and tells which of them fulfil the cuts."""
+        seed = seed + 7_919 * attempt
+        draws = Draws(seed, rows.to(self.device), torch.zeros(1, dtype=torch.int64).to(rows))
+        condition, axis = truth, 2 * math.pi * draws.uniform(0, 1)[0, :, 0].cpu().double()
+        if self.config.condition == "partons":
+            condition, axis = _turned_partons(truth)
+        context = self._context(condition.flatten(1).float().to(self.device))
+        classes = self.content.draw(context, draws)
+        context = torch.cat([context, self.content.one_hot(classes)], dim=1)
+        head = self.trained_head
+        solver = head.check_sampling(1, steps, solver, 1)
+        x = head._draw(context, draws, steps, solver)[0].cpu()
+        seen = self.space.decode(x, axis)
+        present, attributes = self.content.unpack(classes.cpu())
+        good = self.space.accepted(seen, present) & _cuts(self.card, present, attributes)
+        return self._events(seen, present, attributes, truth, seed), good
+
+    def _events(
+        self,
+        seen: Measured,
+        present: Tensor,
+        attributes: Mapping[str, Tensor],
+        truth: Tensor,
+        seed: int,
+    ) -> Events:
+        flavour = attributes.get("flavour", torch.zeros_like(present, dtype=torch.int64))
+        named = {
+            name: torch.where(present, seen.extras[..., b], 0.0)
+            for b, name in enumerate(self.space.extras)
+        }
+        for name, values in attributes.items():
+            named[name] = torch.as_tensor(values.numpy().astype(column_type(name)))
+        size, angle = seen.ptmiss.unbind(dim=-1)
+        partons = truth if self.config.condition == "partons" else None
+        return Events(
+            card=self.card,
+            p4=momenta(seen, present, flavour),
+            present=present,
+            ptmiss=torch.stack([size * angle.cos(), size * angle.sin()], dim=-1),
+            weight=torch.ones(len(present), dtype=torch.float64),
+            attributes=named,
+            partons=partons,
+            masses=truth if partons is None else None,
+            provenance={"surrogate": {"family": self.config.family, "seed": seed}},
+        )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """Loads weights, building first the networks that they belong to."""
+        if self.head is None and (value := state_dict.get("content.value")) is not None:
+            self.content._allocate(*value.shape)
+            self.content.size.copy_(state_dict["content.size"])
+            self.content._build()
+            self._build_head()
+        return super().load_state_dict(state_dict, *args, **options)
+
+
+def load_surrogate(folder: str | Path, device: str | torch.device = "cpu") -> Surrogate:
+    """Rebuilds a saved surrogate, ready to simulate.
+
+    Raises:
+        ModelError: If the folder is missing, damaged, or holds something else.
+    """
+    header = read_header(folder)
+    if header.get("model") != Surrogate.name:
+        raise ModelError(f"'{folder}' holds a model '{header.get('model')}': use load_model.")
+    weights = read_weights(folder, header)
+    try:
+        model = Surrogate.from_config(load_card(header["card"]), header["config"])
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError, InputError) as error:
+        raise ModelError(
+            f"'{folder}' does not describe a surrogate of this massrecon ({error}): retrain it."
+        ) from error
+    model.metadata = {k: header[k] for k in ("seed", "n_train", "metrics") if k in header}
+    return model.to(device).eval()
+
+
+def _turned_partons(partons: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns partons ``(N, P, 4)`` such that the first one is at azimuth 0; and by which angle."""
+    axis = torch.atan2(partons[:, 0, 1], partons[:, 0, 0])
+    return fv.rotate_z(partons, -axis.unsqueeze(1)), axis
+
+
+def _cuts(card: ProcessCard, present: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
+    """Tells which contents fulfil the cuts of the card on charges and tags, shape ``(N,)``."""
+    kinds = torch.tensor([kind == "lepton" for kind in card.slot_kinds])
+    good = torch.ones(len(present), dtype=torch.bool)
+    if card.cuts.lepton_charge is not None:
+        good &= attributes["charge"][:, kinds].sum(dim=1) == card.cuts.lepton_charge
+    if card.cuts.btags > 0:
+        jets = torch.tensor([kind == "jet" for kind in card.slot_kinds])
+        good &= (attributes["btag"][:, jets] >= MEDIUM).sum(dim=1) >= card.cuts.btags
+    return good
+
+
+def _replaced(events: Events, rows: Tensor, others: Events) -> Events:
+    """Puts other events into some rows."""
+    tensors = {}
+    for name, tensor in events._tensors().items():
+        tensors[name] = tensor.index_put((rows,), others._tensors()[name])
+    return events._with(tensors, events.provenance)

@@ -1,0 +1,303 @@
+r"""A forest of regression trees that keeps whole distributions: the `trees` family.
+
+Every leaf of a tree holds the training events that fell into it. The posterior of a new event is
+the mixture of those in the leaves that it reaches, over all trees, each smoothed by a Gaussian:
+
+    p(x | c) = mean over trees, mean over members i of the leaf of c,  N(x; x_i, h^2).
+
+So a single forest gives the joint density of all targets, exactly, and a draw walks down one tree.
+scikit-learn grows the trees; they are stored as plain arrays and walked here, so that nothing needs
+unpickling.
+
+References:
+    N. Meinshausen, J. Mach. Learn. Res. 7 (2006) 983 (quantile regression forests).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.ensemble import ExtraTreesRegressor
+from torch import Tensor
+
+from massrecon.errors import InputError, ModelError
+from massrecon.events.card import ProcessCard
+from massrecon.events.container import Events
+from massrecon.models.base import MassModel, Prepared
+from massrecon.models.checkpoint import fingerprint_of
+from massrecon.models.event_encoder import EventReader
+from massrecon.models.event_model import EventModel, TargetConfig
+from massrecon.models.head import Head
+from massrecon.models.likelihood import normal_log_prob
+from massrecon.models.noise import Draws
+from massrecon.models.recipe import TrainingConfig, TrainingHistory
+
+_ARRAYS = ("feature", "threshold", "left", "right", "start", "count", "members", "values", "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreesConfig:
+    """The forest.
+
+    Attributes:
+        n_trees: Number of trees.
+        leaf_events: Fewest training events in a leaf.
+        features_tried: Share of the features that each split chooses from.
+        smoothing: Width of the Gaussians, in units of the spread inside a leaf.
+    """
+
+    n_trees: int = 200
+    leaf_events: int = 10
+    features_tried: float = 0.5
+    smoothing: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("n_trees", "leaf_events"):
+            if getattr(self, name) < 1:
+                raise InputError(f"'{name}' should be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.features_tried <= 1 or self.smoothing <= 0:
+            raise InputError("Expected 0 < features_tried <= 1 and smoothing > 0.")
+
+
+class TreesHead(Head):
+    """A forest over x given a context; grown by `grow`, not by gradients.
+
+    Attributes:
+        feature: Feature that each node of each tree asks for, -1 in a leaf, ``(K, nodes)``.
+        threshold: Largest value that goes left.
+        left: Next node to the left.
+        right: Next node to the right.
+        start: Where the members of a leaf begin in `members`.
+        count: How many they are.
+        members: Numbers of training events, leaf by leaf, shape ``(K, N)``.
+        values: Training values, shape ``(N, T)``.
+        width: Width of the Gaussians, shape ``(T,)``.
+    """
+
+    family = "trees"
+    density = "exact"
+    feature: Tensor
+    threshold: Tensor
+    left: Tensor
+    right: Tensor
+    start: Tensor
+    count: Tensor
+    members: Tensor
+    values: Tensor
+    width: Tensor
+
+    def __init__(self, n_targets: int, context_dim: int, config: TreesConfig) -> None:
+        super().__init__(n_targets, context_dim)
+        self.config = config
+        for name in _ARRAYS:
+            self.register_buffer(name, torch.zeros(0))
+
+    def grow(self, x: Tensor, context: Tensor, seed: int = 0) -> None:
+        """Grows the forest on all training pairs at once.
+
+        Args:
+            x: True values, shape ``(N, T)``.
+            context: Features, shape ``(N, C)``.
+            seed: Seed of the splits.
+        """
+        config = self.config
+        forest = ExtraTreesRegressor(
+            config.n_trees,
+            min_samples_leaf=config.leaf_events,
+            max_features=config.features_tried,
+            random_state=seed,
+        )
+        target = x.numpy() if x.shape[1] > 1 else x[:, 0].numpy()
+        forest.fit(context.numpy(), target)
+        leaves = forest.apply(context.numpy()).T
+        trees = [_tree_arrays(tree.tree_, leaf) for tree, leaf in zip(forest, leaves, strict=True)]
+        nodes = max(len(tree["feature"]) for tree in trees)
+        for name in trees[0]:
+            size = len(x) if name == "members" else nodes
+            padded = [np.pad(tree[name], (0, size - len(tree[name]))) for tree in trees]
+            setattr(self, name, torch.as_tensor(np.stack(padded)))
+        self.values = x.clone()
+        self.width = config.smoothing * self._spread_in_leaves()
+
+    def _spread_in_leaves(self) -> Tensor:
+        """Returns the root mean square distance from the mean of the leaf, ``(T,)``."""
+        total = torch.zeros(self.n_targets, dtype=torch.float64)
+        for tree, members in enumerate(self.members.long()):
+            leaf = self.count[tree].nonzero().squeeze(1)
+            leaf = leaf[self.start[tree][leaf].argsort()]
+            number = torch.repeat_interleave(torch.arange(len(leaf)), self.count[tree][leaf].long())
+            values = self.values[members].double()
+            sums = torch.zeros(len(leaf), self.n_targets, dtype=torch.float64)
+            mean = sums.index_add(0, number, values) / self.count[tree][leaf].unsqueeze(1)
+            total += (values - mean[number]).square().mean(dim=0)
+        return (total / len(self.members)).sqrt().clamp_min(1e-3).float()
+
+    def loss(self, x: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
+        """Computes the negative log-density, ``(N,)``; it has no gradient."""
+        return -self.log_prob(x, context)
+
+    def leaves(self, context: Tensor, tree: Tensor) -> Tensor:
+        """Finds the leaf that a context ``(..., C)`` reaches in a numbered tree, ``(...)``."""
+        if self.feature.numel() == 0:
+            raise ModelError("This forest has not been grown: train it first.")
+        node = torch.zeros_like(tree)
+        while True:
+            feature = self.feature[tree, node].long()
+            inside = feature >= 0
+            if not bool(inside.any()):
+                return node
+            value = context.gather(-1, feature.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+            go_left = value <= self.threshold[tree, node]
+            deeper = torch.where(go_left, self.left[tree, node], self.right[tree, node])
+            node = torch.where(inside, deeper.long(), node)
+
+    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+        choice, position = draws.uniform(0, 2).unbind(dim=-1)
+        tree = (choice * len(self.feature)).long()
+        node = self.leaves(context.expand(*tree.shape, -1), tree)
+        count = self.count[tree, node]
+        member = self.start[tree, node] + (position * count).long().minimum(count - 1)
+        values = self.values[self.members[tree, member.long()].long()]
+        return values + self.width * draws.normal(1, self.n_targets)
+
+    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+        """Adds up the trees one by one: the memory does not grow with their number."""
+        total = x.new_full(x.shape[:-1], -math.inf)
+        for number in range(len(self.feature)):
+            tree = torch.full(context.shape[:1], number, device=x.device)
+            node = self.leaves(context, tree)
+            start, count = self.start[number, node], self.count[number, node]
+            place = torch.arange(int(count.max()), device=x.device)
+            there = place < count.unsqueeze(-1)
+            place = (start.unsqueeze(-1) + place).clamp_max(self.members.shape[1] - 1)
+            centre = self.values[self.members[number, place.long()].long()]
+            log_p = normal_log_prob((x.unsqueeze(-2) - centre) / self.width)
+            log_p = torch.where(there, log_p, -math.inf).logsumexp(dim=-1) - count.log()
+            total = torch.logaddexp(total, log_p)
+        return total - math.log(len(self.feature)) - self.width.log().sum()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: object) -> None:
+        """Makes room for as many nodes and members as the saved forest has."""
+        for name in _ARRAYS:
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.zeros_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+
+
+def _tree_arrays(tree: Any, leaf: np.ndarray) -> dict[str, np.ndarray]:
+    """Turns a scikit-learn tree and the leaf of each training event into arrays."""
+    is_leaf = tree.children_left < 0
+    # features are compared as float32: the largest float32 that is not above the threshold
+    rounded = tree.threshold.astype(np.float32)
+    lower = np.nextafter(rounded, np.float32(-np.inf))
+    count = np.bincount(leaf, minlength=tree.node_count)
+    return {
+        "feature": np.where(is_leaf, -1, tree.feature).astype(np.int16),
+        "threshold": np.where(rounded > tree.threshold, lower, rounded),
+        "left": tree.children_left.astype(np.int32),
+        "right": tree.children_right.astype(np.int32),
+        "start": (np.cumsum(count) - count).astype(np.int32),
+        "count": count.astype(np.int32),
+        "members": np.argsort(leaf, kind="stable").astype(np.int32),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreesModelConfig(TreesConfig, TargetConfig):
+    """Everything that the family `trees` can be told: forest and targets."""
+
+    def __post_init__(self) -> None:
+        TreesConfig.__post_init__(self)
+        TargetConfig.__post_init__(self)
+
+
+class FlatFeatures(EventReader):
+    """The features of an event in a row, without a network: objects in their slots, pair masses.
+
+    Attributes:
+        context_dim: Number of features.
+    """
+
+    def __init__(self, card: ProcessCard) -> None:
+        super().__init__(card)
+        pairs = self.n_slots * (self.n_slots + 1) // 2
+        self.context_dim = self.n_slots * (self.object_width + 1) + self.event_width + pairs
+
+    def fit(self, prepared: Prepared) -> None:
+        """Does nothing: trees need no scaling."""
+
+    def forward(self, batch: Prepared) -> Tensor:
+        """Computes the features of a prepared batch, shape ``(N, C)``."""
+        objects, event = self.features(batch)
+        there = batch["present"].to(objects).unsqueeze(-1)
+        slots = torch.cat([objects * there, there], dim=-1).flatten(1)
+        p4 = batch["objects"].double()
+        i, j = torch.triu_indices(p4.shape[1], p4.shape[1], device=p4.device)
+        dot = p4[:, i, 3] * p4[:, j, 3] - (p4[:, i, :3] * p4[:, j, :3]).sum(dim=-1)
+        # an object with itself has no pair mass: its place holds how it lies to ptmiss
+        along = (p4[..., :2] * batch["ptmiss"].double().unsqueeze(1)).sum(dim=-1)
+        pairs = torch.where(i == j, along[:, i], (2 * dot).clamp_min(0).sqrt())
+        return torch.cat([slots, event, pairs.float()], dim=-1)
+
+
+class Trees(EventModel):
+    """A forest over the targets of any card; the baseline that needs no network."""
+
+    name = "trees"
+    density = TreesHead.density
+    config_type = TreesModelConfig
+    head_type = TreesHead
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"full": {}, "small": {"n_trees": 60}}
+
+    def build_encoder(self) -> FlatFeatures:
+        """Builds the row of features."""
+        return FlatFeatures(self.card)
+
+
+def grow_forest(
+    model: Trees,
+    train_events: Events,
+    validation_events: Events,
+    config: TrainingConfig,
+    metrics: Mapping[str, Callable[[MassModel, Events], float]],
+) -> TrainingHistory:
+    """Trains a forest in place, all trees at once; of the recipe only the seed counts.
+
+    Raises:
+        InputError: If there are no events, or they carry no truth.
+    """
+    started = time.monotonic()
+    model.fit_scaling(train_events)
+    data, validation = model.prepare(train_events), model.prepare(validation_events)
+    head = model.trained_head
+    assert isinstance(head, TreesHead)
+    head.grow(model.targets.encode(data["targets"]), model.encode(data), config.seed)
+    model.eval()
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        losses = [float(model.validation_loss_prepared(d, generator)) for d in (data, validation)]
+    examined = validation_events[:: math.ceil(len(validation_events) / config.metric_events)]
+    record = {
+        "step": 1,
+        "epoch": 1.0,
+        "seconds": round(time.monotonic() - started, 3),
+        "train_loss": losses[0],
+        "validation_loss": losses[1],
+        "learning_rate": 0.0,
+        "metrics": {name: metric(model, examined) for name, metric in metrics.items()},
+    }
+    return TrainingHistory(
+        records=[record],
+        total_steps=1,
+        best_step=1,
+        seed=config.seed,
+        data_fingerprint=fingerprint_of(data),
+        config=dataclasses.asdict(config),
+    )
