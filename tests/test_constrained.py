@@ -13,6 +13,9 @@ from massrecon.errors import InputError, ShapeError
 from massrecon.kinematics import backends
 from massrecon.kinematics import fourvectors as fv
 from massrecon.kinematics.constrained import M2Solution, Subsystem, m2_cc, m2_cx, m2_xc, m2_xx
+from massrecon.kinematics.phasespace import PhaseSpace
+from massrecon.kinematics.production import Beams
+from massrecon.kinematics.topology import DecayTopology
 from massrecon.kinematics.transverse import mt2
 from tests.chains import TOY, TTBAR, Chains, chains, reference
 
@@ -328,3 +331,60 @@ def test_reference_table(name: str, backend: backends.Backend) -> None:
         assert (quiet(m2_xc, *args, backend=backend).value <= s.value + 1e-9)[exists].all()
     assert min(certified) >= (0.97 if backend == "numba" else 0.84)
     assert sum(certified) / 2 >= 0.9
+
+
+def unequal_ends(n: int, seed: int) -> tuple[Tensor, ...]:
+    """Visible momenta and ptmiss of chains that end in 700 GeV on side a and 550 GeV on side b."""
+    topology = DecayTopology.parse("p p > A A, (A > a B, B > b C), (A > a B, B > b D)")
+    masses = {"A": 1000.0, "B": 800.0, "C": 700.0, "D": 550.0}
+    toy = PhaseSpace(topology=topology, beams=Beams(energy=13_000.0))
+    points = {name: torch.full((n,), value) for name, value in masses.items()}
+    p4 = fv.from_pxpypzm(toy.sample(points, torch.Generator().manual_seed(seed)))
+    rows = dict(zip(topology.labels, p4.unbind(1), strict=True))
+    seen = (rows[label] for label in ("a_a", "b_a", "a_b", "b_b"))
+    return *seen, (rows["C"] + rows["D"])[:, :2]
+
+
+def test_trial_masses_may_differ_between_the_sides() -> None:
+    ua, la, ub, lb, q = unequal_ends(1000, 37)
+    xx, xc, cc = (f(ua, la, ub, lb, q, 700.0, m_invisible_b=550.0) for f in (m2_xx, m2_xc, m2_cc))
+    torch.testing.assert_close(
+        xx.value, mt2(ua + la, ub + lb, q, 700.0, 550.0), rtol=1e-9, atol=1e-6
+    )
+    assert (xc.value >= xx.value * (1 - 1e-6)).all()
+    assert (cc.value >= xc.value * (1 - 1e-9)).all()
+    assert cc.value[cc.certified].max() <= 1000.0 * (1 + 1e-6)
+    assert cc.value.max() > 970.0
+    assert cc.certified.double().mean() > 0.9
+    torch.testing.assert_close(fv.mass(cc.invisible_a), torch.full_like(q[:, 0], 700.0))
+    torch.testing.assert_close(fv.mass(cc.invisible_b), torch.full_like(q[:, 0], 550.0))
+    relative_a, relative_b = fv.mass(la + cc.invisible_a), fv.mass(lb + cc.invisible_b)
+    torch.testing.assert_close(relative_a, relative_b, **CLOSE)
+    mirrored = m2_cc(ub, lb, ua, la, q, 550.0, m_invisible_b=700.0)
+    both = cc.certified & mirrored.certified
+    torch.testing.assert_close(mirrored.value[both], cc.value[both], rtol=2e-6, atol=1e-3)
+    slow = m2_cc(ua[:99], la[:99], ub[:99], lb[:99], q[:99], 700.0, m_invisible_b=550.0,
+                 backend="torch")  # fmt: skip
+    torch.testing.assert_close(slow.value, cc.value[:99], rtol=1e-5, atol=1e-3)
+    same = m2_cc(ua, la, ub, lb, q, 700.0, m_invisible_b=700.0).value
+    assert torch.equal(same, m2_cc(ua, la, ub, lb, q, 700.0).value)
+
+
+def test_both_trial_masses_have_gradients() -> None:
+    events = unequal_ends(60, 38)
+    trials = [torch.full((60,), m, dtype=torch.float64, requires_grad=True) for m in (700.0, 550.0)]
+    s = m2_cc(*events, trials[0], m_invisible_b=trials[1])
+    s.value.sum().backward()
+    for k in range(2):
+        found = []
+        for shift in (1e-3, -1e-3):
+            masses = [700.0, 550.0]
+            masses[k] += shift
+            found.append(m2_cc(*events, masses[0], m_invisible_b=masses[1]).value)
+        gradient = trials[k].grad
+        assert gradient is not None
+        numeric = (found[0] - found[1]) / 2e-3
+        close = (numeric - gradient).abs() < 1e-3 * (1 + numeric.abs())
+        assert close[s.certified].double().mean() > 0.94
+    with pytest.raises(InputError, match="'m_invisible_b'"):
+        m2_cc(*events, 700.0, m_invisible_b=torch.ones(7))

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from massrecon.events.card import load_card
 from massrecon.events.detector import detect
+from massrecon.events.importers import import_events, importing
 from massrecon.events.jets import JET_RADIUS, cluster, directions
 from massrecon.events.objects import Objects
 from massrecon.events.particles import Particles, distance
 from massrecon.events.performance import match
 from massrecon.events.sections import DetectorSettings, SlotGroup
 from massrecon.events.substructure import substructure
+from tests.samples import DirectReader
 
 FOLDER = Path(os.environ.get("MASSRECON_REFERENCE", "/nonexistent"))
 FILE = FOLDER / "delphes" / "delphes_525_125.A.raw.root"
@@ -206,3 +209,41 @@ def test_substructure_scatters_around_ours(reference: Reference, responses: dict
         assert len(rank) > 100
         assert abs(rank.mean() - 0.5) < 4 * np.sqrt(1 / 12 / len(rank))
         assert 0.7 < 12 * rank.var() < 1.6
+
+
+def test_large_radius_jets_have_the_substructure_of_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Delphes writes jets of all radii in one layout; the file has those of R = 0.4
+    uproot, ak = pytest.importorskip("uproot"), pytest.importorskip("awkward")
+    for module in ("branches", "delphes"):
+        name = f"massrecon.events.importers.{module}.FATJET_BRANCH"
+        monkeypatch.setattr(name, "ParticleFlowJet04")
+    monkeypatch.setattr(importing, "IsolatedReader", DirectReader)
+    content = load_card("wino_udd").to_dict()
+    fatjets = {"kind": "fatjet", "count": 3, "pt_min": 60.0, "eta_max": 2.5, "minimum": 1}
+    content |= {"objects": [fatjets]}
+    events = import_events(FILE, load_card(content), truth=False, progress=False)
+    slots = list(events.slots_of("fatjet"))
+    found = {
+        name: events.attributes[name][:, slots] for name in ("softdrop_mass", "tau21", "tau32")
+    }
+    pt = events.p4[:, slots, :2].norm(dim=-1)
+    columns = uproot.open(FILE)["Delphes"]["ParticleFlowJet04"]
+    jets = {name: columns[f"ParticleFlowJet04.{name}"].array() for name in ("PT", "Tau[5]")}
+    groomed = columns["ParticleFlowJet04.SoftDroppedP4[5]"].array()
+    compared = 0
+    file_pt = ak.to_numpy(ak.flatten(jets["PT"]))
+    tau = ak.to_numpy(ak.flatten(jets["Tau[5]"])).astype(float)
+    p4 = ak.flatten(groomed)[:, 0]
+    squared = p4["fE"] ** 2 - p4["fP"]["fX"] ** 2 - p4["fP"]["fY"] ** 2 - p4["fP"]["fZ"] ** 2
+    for row, slot in np.argwhere((pt > 0).numpy()):
+        (jet,) = np.flatnonzero(np.abs(file_pt / pt[row, slot].item() - 1) < 1e-6)[:1]
+        here = {name: values[row, slot].item() for name, values in found.items()}
+        for name, i in (("tau21", 0), ("tau32", 1)):
+            ratio = tau[jet, i + 1] / tau[jet, i] if tau[jet, i] > 0 else 0.0
+            assert here[name] == pytest.approx(ratio, rel=1e-5)
+        assert here["softdrop_mass"] == pytest.approx(np.sqrt(max(squared[jet], 0)), abs=0.02)
+        compared += 1
+    assert compared > 100
+    assert found["softdrop_mass"].max() > 10.0

@@ -11,7 +11,7 @@ from massrecon.events.energyflow import energy_flow
 from massrecon.events.isolation import cone_sum, identified, isolated
 from massrecon.events.particles import Flow, Particles
 from massrecon.events.response import IDENTIFICATION
-from massrecon.events.sections import DetectorSettings
+from massrecon.events.sections import DetectorSettings, SlotGroup
 
 N = 20_000
 MASS = {11: 0.000511, 13: 0.10566, 22: 0.0, 130: 0.4976, 211: 0.13957, 310: 0.4976, 14: 0.0}
@@ -305,3 +305,41 @@ def test_the_same_random_numbers_give_the_same_response() -> None:
     one, two = shoot(11, 40.0, 1.0, 500), shoot(11, 40.0, 1.0, 500)
     np.testing.assert_array_equal(one.ptmiss, two.ptmiss)
     np.testing.assert_array_equal(one.objects.p4, two.objects.p4)
+
+
+def test_leaving_out_hopeless_collisions_loses_no_selected_one() -> None:
+    """The first step draws the same random numbers either way, so that both can be compared."""
+    rng = np.random.default_rng(8)
+    n, per_event = 3_000, 14
+    pdg = rng.choice(
+        [11, -11, 13, 22, 211, -211, 130], n * per_event, p=[0.1] * 3 + [0.3] + [0.4 / 3] * 3
+    )
+    pt, eta = rng.exponential(25.0, n * per_event) + 1.0, rng.uniform(-2.8, 2.8, n * per_event)
+    phi = rng.uniform(-np.pi, np.pi, n * per_event)
+    mass = np.array([MASS[abs(code)] for code in pdg])
+    px, py, pz = pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta)
+    energy = np.sqrt(px**2 + py**2 + pz**2 + mass**2)
+    event = np.repeat(np.arange(n), per_event)
+    particles = Particles(event, pdg, px, py, pz, energy)
+    wanted = [
+        SlotGroup(kind="lepton", count=1, pt_min=20.0, eta_max=2.5, minimum=1),
+        SlotGroup(kind="photon", count=2, pt_min=20.0, eta_max=2.5, minimum=2),
+    ]
+    whole = detect(particles, n, np.random.default_rng(1))
+    brief = detect(particles, n, np.random.default_rng(1), wanted=wanted)
+    everywhere, selected = np.ones(n, bool), {}
+    for name, response in (("whole", whole), ("brief", brief)):
+        good = response.complete.copy()
+        for group in wanted:
+            found = response.find(group, everywhere).accepted(group)
+            good &= np.bincount(found.event, minlength=n) >= group.minimum
+        selected[name] = good
+    assert whole.complete.all()
+    assert not (selected["whole"] & ~brief.complete).any()
+    assert 200 < selected["whole"].sum() < brief.complete.sum() < 0.8 * n
+    difference = selected["whole"].sum() - selected["brief"].sum()
+    assert abs(difference) < 4 * np.sqrt((selected["whole"] != selected["brief"]).sum())
+    assert np.isnan(brief.ptmiss[~brief.complete]).all()
+    assert np.isfinite(brief.ptmiss[brief.complete]).all()
+    assert brief.complete[brief.objects.event].all()
+    assert brief.reachable["photon"].sum() <= brief.reachable["lepton"].sum()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
+from massrecon.kinematics.constrained import m2_cc
 from massrecon.kinematics.endpoints import fit_endpoint, fit_kink, visible_mass_edge
 from massrecon.kinematics.fourvectors import from_pxpypzm, mass
 from massrecon.kinematics.phasespace import Beams, PhaseSpace
@@ -91,7 +94,10 @@ def test_the_interval_shrinks_as_events_come_in() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["edge", "blurred edge", "mt2 b", "mt2 ab, balanced"])
+@pytest.mark.parametrize(
+    "kind",
+    ["edge", "blurred edge", "mt2 b", "mt2 ab, balanced", "m2cc ab", "m2cc a", "m2cc b"],
+)
 def test_68_percent_intervals_cover(kind: str) -> None:
     n, per = 300, 1000
     options: dict[str, float] = {}
@@ -99,6 +105,16 @@ def test_68_percent_intervals_cover(kind: str) -> None:
         blur = 8.0 if kind == "blurred edge" else 0.0
         samples = [triangle(per, s) + blur * noise(per, s + n) for s in range(n)]
         options, true = {"power": 0.0, "resolution": blur, "low": 150.0}, EDGE
+    elif kind.startswith("m2cc"):
+        name = kind.split()[1]
+        toy = heavy_toys(n * per, seed=7)
+        visible = (toy[label] for label in ("a_a", "b_a", "a_b", "b_b"))
+        ptmiss, trial = (toy["C_a"] + toy["C_b"])[:, :2], 800.0 if name == "a" else 700.0
+        with warnings.catch_warnings():  # in a few of the 300,000 events no minimum is found
+            warnings.simplefilter("ignore", RuntimeWarning)
+            solved = m2_cc(*visible, ptmiss, trial, name)
+        assert solved.converged.double().mean() > 0.9999
+        samples, true = list(solved.value.split(per)), 800.0 if name == "b" else 1000.0
     else:
         toy = heavy_toys(n * per, seed=7)
         ptmiss = (toy["C_a"] + toy["C_b"])[:, :2]

@@ -129,7 +129,8 @@ def test_the_lepton_is_near_its_truth(card: ProcessCard, plane: Part) -> None:
 
 def test_the_cut_flow_falls_to_the_selected_events(plane: Part) -> None:
     flow = plane.groups[0]["cut_flow"]
-    assert list(flow) == ["generated", "matched", "lepton", "photon", "jet", "selected"]
+    steps = ["lepton candidates", "photon candidates", "lepton", "photon", "jet"]
+    assert list(flow) == ["generated", "matched", *steps, "selected"]
     assert sorted(flow.values(), reverse=True) == list(flow.values())
     assert flow["selected"] == len(plane.arrays["weight"])
     assert flow["matched"] == flow["generated"] == 500
@@ -407,7 +408,9 @@ def test_a_setting_that_pythia_does_not_know_is_named() -> None:
 def test_an_empty_selection_names_the_cut(card: ProcessCard) -> None:
     content = card.to_dict()
     content["objects"][1]["pt_min"] = 6000.0
-    with pytest.raises(GenerationError, match=r"cut on 'photon candidates' removed .*\(3000 gen.*'obj"):
+    with pytest.raises(
+        GenerationError, match=r"cut on 'photon candidates' removed .*\(3000 gen.*'obj"
+    ):
         simulate(content, 10, seed=SEED, workers=1, progress=False)
 
 

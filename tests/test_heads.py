@@ -31,7 +31,7 @@ HEADS: dict[str, Build] = {
     "vae": lambda T, C: VAEHead(T, C, VAEConfig(**SMALL, latent_dim=4)),
     "gan": lambda T, C: GANHead(T, C, GANConfig(**SMALL, latent_dim=4)),
     "mass_head": lambda T, C: MassHead(T, C, MassHeadConfig(**SMALL, peaks=6)),
-    "trees": lambda T, C: TreesHead(T, C, TreesConfig(n_trees=8)),
+    "trees": lambda T, C: TreesHead(T, C, TreesConfig(n_trees=8, leaf_events=10)),
 }
 WITH_DENSITY = [name for name in HEADS if name != "gan"]
 N_CONTEXT = 3

@@ -227,9 +227,7 @@ class PartPlan:
         return self.amount.part_events * (selected / generated if generated else _FIRST_GUESS)
 
 
-def _add_groups(
-    totals: tuple[Counter[str], CellSums], groups: Iterable[Mapping[str, Any]]
-) -> None:
+def _add_groups(totals: tuple[Counter[str], CellSums], groups: Iterable[Mapping[str, Any]]) -> None:
     """Adds groups of collisions to their cut flow and cells."""
     for group in groups:
         totals[0].update(group["cut_flow"])

@@ -27,13 +27,16 @@ import massrecon
 from massrecon import errors
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_NUM_THREADS")
-# for the C library of Linux: memory that is freed is kept for the next events, since to give it back
-# and ask for it again costs a few per cent of the time
-_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
 _LOG_TAIL = 2000
 
 COMMAND = (sys.executable, "-m", "massrecon.events.worker")
 """What starts a worker."""
+
+MEMORY = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+"""Lets the C library of Linux keep freed memory for the next events.
+
+To give it back and ask for it again costs a few per cent of the time.
+"""
 
 SCRATCH = ".scratch"
 """Folder for the temporary files of the workers, beside the events."""
@@ -143,7 +146,7 @@ class WorkerPool:
     def _start(self, number: int) -> _Worker:
         home = str(Path(massrecon.__file__).resolve().parents[1])
         paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = _MEMORY | os.environ | dict.fromkeys(_THREADS, "1")
+        environment = MEMORY | os.environ | dict.fromkeys(_THREADS, "1")
         environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         environment["TMPDIR"] = str((self._folder / SCRATCH).resolve())
         log_path = self._folder / f"worker-{number}.log"

@@ -153,7 +153,9 @@ class Collider:
         # only the search for the maximum of a cross-section depends on what was done before
         self._used = lhe is not None
         self._ready = False
-        self._learns = any("increasemaximum" in line.lower() for line in (*card.pythia.settings, *extra))
+        self._learns = any(
+            "increasemaximum" in line.lower() for line in (*card.pythia.settings, *extra)
+        )
         self._folder = tempfile.TemporaryDirectory(prefix="massrecon-slha-")
         self._pythia = require_extra("pythia8mc", extra="mc").Pythia("", False)
         own = [line for line in (*card.pythia.settings, *extra) if not (lhe and _switches_on(line))]

@@ -50,7 +50,11 @@ class Particle(Section):
     @field_validator("pdg", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int) else value
+        if isinstance(value, int):
+            return (value,)
+        if not isinstance(value, list | tuple):
+            raise refusal(f"should be a PDG code or a list of them, got {value!r}")
+        return value
 
 
 class MassParameter(Section):

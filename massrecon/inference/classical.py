@@ -169,7 +169,7 @@ def invisible_momenta(chains: PairedChains) -> list[Momenta]:
         _momenta("MAOS", chains, *on_shell),
         _momenta("M2CC (ab)", chains, *_sides(whole)),
         _momenta("M2CC (b)", chains, *_sides(lower)),
-        _momenta("known masses", chains, solved.invisible_a, solved.invisible_b),
+        _momenta("exact solver", chains, solved.invisible_a, solved.invisible_b),
     ]
 
 

@@ -268,7 +268,7 @@ class Posterior:
         """Finds the column of each mass: its own, or the one of the particle that has it."""
         own = [f"{name}_m" for name in self.mass_names]
         if not set(own) <= set(self.target_names):
-            own = [f"{self.card.targets.get(name, name)}_m" for name in self.mass_names]
+            own = [f"{_particle_with(self.card, name)}_m" for name in self.mass_names]
         return [self._target_index(name) for name in own]
 
     def _target_index(self, name: str) -> int:
@@ -360,6 +360,15 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         f"'{name}' is not finite in {int(bad.sum())} of {shape[axis]} events, first in event "
         f"{int(bad.nonzero()[0])}: remove these events, or train the model again."
     )
+
+
+def _particle_with(card: ProcessCard, mass: str) -> str:
+    """Returns the label of the card's target, or of the first particle, that has a mass."""
+    if mass in card.targets:
+        return card.targets[mass]
+    codes = set(card.masses[mass].sets)
+    found = (n.label for n in card.topology.nodes if codes & set(card.particles[n.name].pdg))
+    return next(found, mass)
 
 
 def _no_truth() -> InputError:

@@ -84,17 +84,17 @@ class _Problem:
     parents: tuple[Tensor, Tensor]
     relatives: tuple[Tensor, Tensor]
     ptmiss: Tensor
-    mu: Tensor
+    mu: tuple[Tensor, Tensor]
     valid: Tensor
     dtype: torch.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.mu.shape)
+        return tuple(self.valid.shape)
 
     @property
     def wants_gradient(self) -> bool:
-        inputs = (*self.parents, *self.relatives, self.ptmiss, self.mu)
+        inputs = (*self.parents, *self.relatives, self.ptmiss, *self.mu)
         return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
 
@@ -107,6 +107,7 @@ def m2_cc(
     m_invisible: Tensor | float,
     subsystem: Subsystem = "ab",
     *,
+    m_invisible_b: Tensor | float | None = None,
     backend: Backend = "auto",
 ) -> M2Solution:
     """Computes M2CC: the smallest parent mass with equal parent and equal relative masses.
@@ -123,6 +124,7 @@ def m2_cc(
         m_invisible: Trial mass of the invisible system [GeV], broadcastable to ``(...)``: of C,
             but of B in subsystem "a".
         subsystem: "ab", "a" or "b": see the table of this module.
+        m_invisible_b: Trial mass on side b [GeV], where it differs.
         backend: "numba" (processors, extra `fast`), "torch" (any device), or "auto": Numba where
             it is installed and the tensors are on a processor.
 
@@ -138,7 +140,7 @@ def m2_cc(
         W. S. Cho et al., JHEP 08 (2014) 070, 1401.1449.
     """
     visible = (upper_a, lower_a, upper_b, lower_b)
-    problem = _read(visible, ptmiss, m_invisible, subsystem)
+    problem = _read(visible, ptmiss, (m_invisible, m_invisible_b), subsystem)
     return _solution("M2CC", problem, backend, one_sided=False)
 
 
@@ -151,6 +153,7 @@ def m2_xc(
     m_invisible: Tensor | float,
     subsystem: Subsystem = "ab",
     *,
+    m_invisible_b: Tensor | float | None = None,
     backend: Backend = "auto",
 ) -> M2Solution:
     """Computes M2XC: the smallest larger parent mass with equal relative masses.
@@ -158,7 +161,7 @@ def m2_xc(
     Takes, returns and raises what `m2_cc` does. It never exceeds M2CC.
     """
     visible = (upper_a, lower_a, upper_b, lower_b)
-    problem = _read(visible, ptmiss, m_invisible, subsystem)
+    problem = _read(visible, ptmiss, (m_invisible, m_invisible_b), subsystem)
     return _solution("M2XC", problem, backend, one_sided=True)
 
 
@@ -171,6 +174,7 @@ def m2_cx(
     m_invisible: Tensor | float,
     subsystem: Subsystem = "ab",
     *,
+    m_invisible_b: Tensor | float | None = None,
     backend: Backend = "auto",
 ) -> M2Solution:
     """Computes M2CX: the smallest parent mass with equal parent masses, which is MT2.
@@ -179,7 +183,7 @@ def m2_cx(
     two longitudinal momenta with the same parent mass: the smaller one is returned.
     """
     visible = (upper_a, lower_a, upper_b, lower_b)
-    problem = _read(visible, ptmiss, m_invisible, subsystem)
+    problem = _read(visible, ptmiss, (m_invisible, m_invisible_b), subsystem)
     return _transverse_solution("M2CX", problem, backend, equal_parents=True)
 
 
@@ -192,6 +196,7 @@ def m2_xx(
     m_invisible: Tensor | float,
     subsystem: Subsystem = "ab",
     *,
+    m_invisible_b: Tensor | float | None = None,
     backend: Backend = "auto",
 ) -> M2Solution:
     """Computes M2XX: the smallest larger parent mass without constraints, which is MT2.
@@ -200,14 +205,14 @@ def m2_xx(
     ones of their side, where the parent mass is smallest.
     """
     visible = (upper_a, lower_a, upper_b, lower_b)
-    problem = _read(visible, ptmiss, m_invisible, subsystem)
+    problem = _read(visible, ptmiss, (m_invisible, m_invisible_b), subsystem)
     return _transverse_solution("M2XX", problem, backend, equal_parents=False)
 
 
 def _read(
     visible: tuple[Tensor, Tensor, Tensor, Tensor],
     ptmiss: Tensor,
-    m_invisible: Tensor | float,
+    m_invisible: tuple[Tensor | float, Tensor | float | None],
     subsystem: Subsystem,
 ) -> _Problem:
     """Checks shapes, broadcasts in float64, and forms the vectors of a subsystem."""
@@ -217,9 +222,13 @@ def _read(
     check_last_axis(ptmiss, 2, "ptmiss")
     if subsystem not in ("ab", "a", "b"):
         raise unknown_name("subsystem", subsystem, ("ab", "a", "b"))
-    mu = torch.as_tensor(m_invisible, dtype=torch.float64, device=ptmiss.device)
+    first, second = m_invisible
+    mu_a, mu_b = (
+        torch.as_tensor(mu, dtype=torch.float64, device=ptmiss.device)
+        for mu in (first, first if second is None else second)
+    )
     vectors = {**dict(zip(names, visible, strict=True)), "ptmiss": ptmiss}
-    shape = batch_shape(vectors, {"m_invisible": mu})
+    shape = batch_shape(vectors, {"m_invisible": mu_a, "m_invisible_b": mu_b})
     ua, la, ub, lb = (t.double() for t in visible)
     q = ptmiss.double()
     if subsystem == "ab":
@@ -230,13 +239,15 @@ def _read(
         parents, relatives = (ua, ub), (-la, -lb)
         q = q + la[..., :2] + lb[..., :2]
     energies = torch.stack([t[..., 3].detach().expand(shape) for t in (ua, la, ub, lb)]).amin(0)
-    finite = energies.isfinite() & q.detach().isfinite().all(-1)
+    mu_a, mu_b = mu_a.expand(shape), mu_b.expand(shape)
+    lightest = torch.minimum(mu_a.detach(), mu_b.detach())  # NaN if one is
+    finite = energies.isfinite() & q.detach().isfinite().all(-1) & (mu_a + mu_b).isfinite()
     return _Problem(
         parents=(parents[0].expand(*shape, 4), parents[1].expand(*shape, 4)),
         relatives=(relatives[0].expand(*shape, 4), relatives[1].expand(*shape, 4)),
         ptmiss=q.expand(*shape, 2),
-        mu=mu.expand(shape),
-        valid=(energies >= 0) & finite & (mu.detach() >= 0) & mu.detach().isfinite(),
+        mu=(mu_a, mu_b),
+        valid=(energies >= 0) & finite & (lightest >= 0),
         dtype=common_type(*vectors.values()),
     )
 
@@ -252,21 +263,21 @@ def _solution(name: str, problem: _Problem, backend: Backend, one_sided: bool) -
     warn_failed(name, converged, WHY_FAILED, stacklevel=4)
     value = _with_gradient(problem, raw, converged) if problem.wants_gradient else raw[..., 0]
     q = problem.ptmiss.detach() - raw[..., 1:3]
+    mu_a, mu_b = problem.mu
     return M2Solution(
         value=value.to(problem.dtype),
-        invisible_a=_four(problem, raw[..., 1:3], raw[..., 3]),
-        invisible_b=_four(problem, q, raw[..., 4]),
+        invisible_a=_four(raw[..., 1:3], raw[..., 3], mu_a).to(problem.dtype),
+        invisible_b=_four(q, raw[..., 4], mu_b).to(problem.dtype),
         converged=converged,
         certified=how == CERTIFIED,
     )
 
 
-def _four(problem: _Problem, transverse_momentum: Tensor, pz: Tensor) -> Tensor:
+def _four(transverse_momentum: Tensor, pz: Tensor, mu: Tensor) -> Tensor:
     """Returns invisible four-momenta ``(..., 4)`` of the trial mass."""
     p3 = torch.cat([transverse_momentum, pz.unsqueeze(-1)], dim=-1)
-    mu = problem.mu.detach()
-    energy = torch.hypot(torch.linalg.vector_norm(p3, dim=-1), mu)
-    return torch.cat([p3, energy.unsqueeze(-1)], dim=-1).to(problem.dtype)
+    energy = torch.hypot(torch.linalg.vector_norm(p3, dim=-1), mu.detach())
+    return torch.cat([p3, energy.unsqueeze(-1)], dim=-1)
 
 
 def _solve_blocks(
@@ -277,14 +288,13 @@ def _solve_blocks(
     solve = _solve_numba if chosen == "numba" else _solve_torch
     with torch.no_grad():
         for block in blocks(problem.shape):
-            P = torch.stack([t.detach()[block] for t in problem.parents], dim=-2)
-            R = torch.stack([t.detach()[block] for t in problem.relatives], dim=-2)
-            Q, mu = problem.ptmiss.detach()[block], problem.mu.detach()[block]
-            flat = P.reshape(-1, 2, 4), R.reshape(-1, 2, 4), Q.reshape(-1, 2)
-            pair = mu.reshape(-1, 1).expand(-1, 2).contiguous()
-            raw, how = solve(*flat, pair, one_sided)
-            raw, how = raw.reshape(*mu.shape, 7), how.reshape(mu.shape)
-            valid = problem.valid.expand(problem.shape)[block] & raw.isfinite().all(-1)
+            P = torch.stack([t[block] for t in problem.parents], dim=-2)
+            R = torch.stack([t[block] for t in problem.relatives], dim=-2)
+            Q, mu = problem.ptmiss[block], torch.stack([t[block] for t in problem.mu], dim=-1)
+            flat = P.reshape(-1, 2, 4), R.reshape(-1, 2, 4), Q.reshape(-1, 2), mu.reshape(-1, 2)
+            raw, how = solve(*flat, one_sided)
+            raw, how = raw.reshape(*mu.shape[:-1], 7), how.reshape(mu.shape[:-1])
+            valid = problem.valid[block] & raw.isfinite().all(-1)
             how = torch.where(valid, how, FAILED)
             yield block, torch.where((how == FAILED).unsqueeze(-1), math.nan, raw), how
 
@@ -351,7 +361,7 @@ def _transverse_solution(
     name: str, problem: _Problem, backend: Backend, equal_parents: bool
 ) -> M2Solution:
     """Adds longitudinal momenta to the solution of MT2 of the parents."""
-    mt2_problem = transverse.Problem(*problem.parents, problem.ptmiss, problem.mu, problem.mu)
+    mt2_problem = transverse.Problem(*problem.parents, problem.ptmiss, *problem.mu)
     raw, kind = transverse.solve(mt2_problem, backend)
     valid = problem.valid & (kind != transverse_torch.FAILED)
     raw = torch.where(valid.unsqueeze(-1), raw, math.nan)
@@ -359,17 +369,16 @@ def _transverse_solution(
     value = raw[..., 0]
     if problem.wants_gradient:
         value = transverse.with_gradient(mt2_problem, raw, kind)
-    mu = problem.mu.detach()
     momenta = (raw[..., 1:3], problem.ptmiss.detach() - raw[..., 1:3])
     invisible = []
-    for parent, q in zip(problem.parents, momenta, strict=True):
-        P = parent.detach()
+    for parent, q, trial in zip(problem.parents, momenta, problem.mu, strict=True):
+        P, mu = parent.detach(), trial.detach()
         if equal_parents:
             invisible.append(transverse.on_shell(P, q, mu, raw[..., 0])[..., 0, :])
         else:
             e = (mu.square() + q.square().sum(-1)).sqrt()
             pz = e * P[..., 2] / ((P[..., 3] - P[..., 2]) * (P[..., 3] + P[..., 2])).sqrt()
-            invisible.append(_four(problem, q, pz))
+            invisible.append(_four(q, pz, mu))
     warn_failed(name, valid, WHY_FAILED, stacklevel=4)
     return M2Solution(
         value=value.to(problem.dtype),
@@ -390,9 +399,9 @@ def _with_gradient(problem: _Problem, raw: Tensor, converged: Tensor) -> Tensor:
     q_a = torch.cat([raw[..., 1:3], raw[..., 3:4]], dim=-1)
     q_b = torch.cat([ptmiss - raw[..., 1:3], raw[..., 4:5]], dim=-1)
     f_a, f_b, g_a, g_b = (
-        _shifted(torch.where(good, visible, 1.0), q, problem.mu)
+        _shifted(torch.where(good, visible, 1.0), q, mu)
         for pair in (problem.parents, problem.relatives)
-        for visible, q in zip(pair, (q_a, q_b), strict=True)
+        for visible, q, mu in zip(pair, (q_a, q_b), problem.mu, strict=True)
     )
     squared = w * f_a + (1 - w) * f_b + v * (g_a - g_b)
     result = transverse.first_derivative_only(transverse.safe_sqrt(squared))

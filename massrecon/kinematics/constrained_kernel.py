@@ -51,6 +51,8 @@ GAP, SMALLEST_GAP = 1e-6, 1e-11
 NUDGES = (0.0, 1e-12, 1e-10, 1e-8, 1e-7)
 # starts of the descent: at these multiples of MT2^2, with all signs of longitudinal momenta
 LEVELS = (1.0, 1.1, 1.5)
+# where all of these fail
+FAR_LEVELS = (2.0, 3.0, 5.0, 10.0, 30.0)
 # starts for the minimum of one side: share of the largest v, distance off axis
 ONE_SIDED = ((0.5, 0.1), (0.1, 0.3), (0.9, 0.1), (0.01, 0.5))
 FAILED, FOUND, CERTIFIED = 0, 1, 2
@@ -435,7 +437,9 @@ def best_descent(a: Side, b: Side, Qx: float, Qy: float, transverse: np.ndarray)
     nowhere = (math.nan, math.nan, math.nan, math.nan)
     lowest, point, multipliers, how = math.inf, nowhere, nowhere, FAILED
     x, y = off_axis(a, b, transverse[1], transverse[2], Qx, Qy)
-    for level in LEVELS:
+    for level in LEVELS + FAR_LEVELS:
+        if level > LEVELS[-1] and how != FAILED:
+            break
         f = transverse[0] * level
         if level > 1.0 or x != transverse[1]:
             f += 0.01 * level

@@ -17,6 +17,7 @@ from massrecon.kinematics.constrained_kernel import (
     CERTIFIED,
     DESCENT_STEPS,
     FAILED,
+    FAR_LEVELS,
     FEASIBLE,
     FOUND,
     GAP,
@@ -218,7 +219,8 @@ def best_descent(a: Side, b: Side, Q: Tensor, transverse: Tensor) -> Solution:
     f0, x0, y0 = transverse.unbind(1)
     x, y = off_axis(a, b, x0, y0, Q)
     best = nothing(f0)
-    for level in LEVELS:
+    for level in LEVELS + FAR_LEVELS:
+        enough = CERTIFIED if level <= LEVELS[-1] else FOUND
         shift = torch.where(torch.tensor(level > 1, device=x.device) | (x != x0), 0.01 * level, 0)
         f = f0 * level + shift
         za = algebra.lifted(a, x, y, f)
@@ -226,7 +228,7 @@ def best_descent(a: Side, b: Side, Q: Tensor, transverse: Tensor) -> Solution:
         for k in range(4):
             first, second = 1.0 - 2.0 * (k % 2), 1.0 - 2.0 * (k // 2)
             same = ((za == 0) & (first < 0)) | ((zb == 0) & (second < 0))
-            index = ((best[3] < CERTIFIED) & ~same).nonzero().squeeze(1)
+            index = ((best[3] < enough) & ~same).nonzero().squeeze(1)
             if len(index) == 0:
                 continue
             start = (x[index], y[index], first * za[index], second * zb[index])

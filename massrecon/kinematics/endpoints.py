@@ -13,7 +13,8 @@ interval above the largest value, where a least-squares error would be meaningle
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ _N_BINS = 120
 _MIN_EVENTS = 20
 _NEGLIGIBLE = 14.0
 _KERNEL_POINTS = 31
+_KINK_POINTS = 7
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ def fit_kink(trial_masses: Tensor, endpoints: Tensor, errors: Tensor) -> KinkFit
 
     On each side of the kink the endpoint is a parabola; both meet at the kink. Where that does not
     describe the points, their errors are enlarged until it does (by the root of chi-squared over
-    degrees of freedom).
+    degrees of freedom). With more than seven points the result is that of the seven nearest to the
+    kink, and its distance from that of all points is added to the errors in quadrature.
 
     Args:
         trial_masses: Trial masses of the invisible particle [GeV], shape ``(T,)``, T >= 7.
@@ -197,8 +200,24 @@ def fit_kink(trial_masses: Tensor, endpoints: Tensor, errors: Tensor) -> KinkFit
         raise InputError(f"A kink needs at least 7 trial masses, got {len(trial_masses)}.")
     if not bool((errors > 0).all()):
         raise InputError("'errors' should be positive: use the errors of `fit_endpoint`.")
-    x, order = trial_masses.double().sort()
-    y, sigma = endpoints.double()[order], errors.double()[order]
+    x, order = trial_masses.detach().cpu().double().sort()
+    y, sigma = (t.detach().cpu().double()[order] for t in (endpoints, errors))
+    whole = _kink_between_parabolas(x, y, sigma)
+    if len(x) <= _KINK_POINTS:
+        return whole
+    near = (x - whole.m_invisible).abs().argsort()[:_KINK_POINTS].sort().values
+    local = _kink_between_parabolas(x[near], y[near], sigma[near])
+    return replace(
+        local,
+        m_invisible_error=math.hypot(
+            local.m_invisible_error, local.m_invisible - whole.m_invisible
+        ),
+        m_parent_error=math.hypot(local.m_parent_error, local.m_parent - whole.m_parent),
+    )
+
+
+def _kink_between_parabolas(x: Tensor, y: Tensor, sigma: Tensor) -> KinkFit:
+    """Fits the kink with all points, all of shape ``(T,)``, in rising order."""
     kinks = torch.linspace(float(x[2]), float(x[-3]), 401, dtype=torch.float64)
     offset = x - kinks.unsqueeze(-1)
     below, above = offset.clamp_max(0), offset.clamp_min(0)
@@ -211,17 +230,14 @@ def fit_kink(trial_masses: Tensor, endpoints: Tensor, errors: Tensor) -> KinkFit
     worse = (chi_squared.min() / max(len(x) - 6, 1)).clamp_min(1.0)
     weight = (0.5 * (chi_squared.min() - chi_squared) / worse).exp()
     weight = weight / weight.sum()
-    mean = (weight * kinks).sum()
-    spread = (weight * (kinks - mean).square()).sum().sqrt()
-    height = (weight * solution[:, 0]).sum()
+    mean, height = (weight * kinks).sum(), (weight * solution[:, 0]).sum()
     inner = worse * torch.linalg.inv(normal)[:, 0, 0]
-    variance = (weight * (inner + (solution[:, 0] - height).square())).sum()
     best = int(chi_squared.argmin())
     return KinkFit(
         m_invisible=float(mean),
-        m_invisible_error=float(spread),
+        m_invisible_error=float((weight * (kinks - mean).square()).sum().sqrt()),
         m_parent=float(height),
-        m_parent_error=float(variance.sqrt()),
+        m_parent_error=float((weight * (inner + (solution[:, 0] - height).square())).sum().sqrt()),
         slope_below=float(solution[best, 1]),
         slope_above=float(solution[best, 3]),
     )

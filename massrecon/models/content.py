@@ -86,7 +86,9 @@ class ContentModel(nn.Module):
     def fit(self, codes: Tensor, present: Tensor) -> None:
         """Finds the variables and their values in the codes of training events."""
         n_groups, n_attributes = len(self.groups), len(self.attributes)
-        there = torch.cat([torch.ones_like(codes[:, :n_groups]), present.repeat(1, n_attributes)], 1)
+        there = torch.cat(
+            [torch.ones_like(codes[:, :n_groups]), present.repeat(1, n_attributes)], 1
+        )
         values = [codes[there[:, i].bool(), i].unique() for i in range(codes.shape[1])]
         varying = [i for i, found in enumerate(values) if len(found) > 1]
         for i, found in enumerate(values):

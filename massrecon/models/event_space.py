@@ -52,7 +52,6 @@ class Slot:
         index: Its position.
         group: The kind of objects that it belongs to.
         rank: Its place within the kind, from 0 by falling pT.
-        paired: Whether it is the second of a pair that is chosen by its mass.
     """
 
     index: int
@@ -61,6 +60,7 @@ class Slot:
 
     @property
     def paired(self) -> bool:
+        """Whether it is the second of a pair that is chosen by its mass."""
         return self.rank == 1 and self.group.pair_mass is not None and self.group.minimum >= 2
 
     @property
@@ -176,11 +176,27 @@ class EventSpace(nn.Module):
         return self.n_scalars + len(self._turned)
 
     @cached_property
-    def _slot_of(self) -> Tensor:
-        """Slot of each component of x, the number K of slots for the missing momentum."""
+    def _slot_of_raw(self) -> Tensor:
+        """Slot of each raw coordinate, the number K of slots for the missing momentum."""
         missing = len(self.slots)
         scalars = [missing if c.slot is None else c.slot for c in self.coordinates]
         return torch.tensor([*scalars, *(scalars[i] for i in self._turned.tolist())])
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """Which raw coordinate each component of x comes from: slot by slot."""
+        return torch.argsort(self._slot_of_raw, stable=True)
+
+    @cached_property
+    def _slot_of(self) -> Tensor:
+        return self._slot_of_raw[self._order]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the T components of x."""
+        scalars = [c.name for c in self.coordinates]
+        turned = [scalars[i].replace(" size", " azimuth") for i in self._turned.tolist()]
+        return tuple([*scalars, *turned][i] for i in self._order.tolist())
 
     def there(self, present: Tensor) -> Tensor:
         """Tells which components belong to objects that are `present` ``(N, K)``, ``(N, T)``."""
@@ -195,7 +211,8 @@ class EventSpace(nn.Module):
             if slot.paired:  # the direction on the contour has Delta eta along u
                 odd[self._size_of[slot.index]] = -1.0
         exchange = torch.tensor([*odd, *[1.0] * n])
-        return exchange, torch.tensor([*[1.0] * self.n_scalars, *[-1.0] * n])
+        mirror = torch.tensor([*[1.0] * self.n_scalars, *[-1.0] * n])
+        return exchange[self._order], mirror[self._order]
 
     @cached_property
     def _size_of(self) -> dict[int | None, int]:
@@ -216,7 +233,8 @@ class EventSpace(nn.Module):
             angles += [] if slot.index == self.axis else [angle]
         columns.append(torch.log1p(seen.ptmiss[:, 0] / P_0))
         raw = torch.stack([*columns, *angles, seen.ptmiss[:, 1]], dim=-1)
-        return torch.where(self.there(events.present), raw, 0.0)
+        there = self.there(events.present)[:, self._order.argsort()]
+        return torch.where(there, raw, 0.0)
 
     def _measure(self, events: Events, axis: Tensor) -> Measured:
         p4 = torch.where(events.present.unsqueeze(-1), events.p4, 1.0).double()
@@ -248,10 +266,13 @@ class EventSpace(nn.Module):
 
     def fit(self, raw: Tensor, present: Tensor) -> None:
         """Sets the quantiles from raw coordinates ``(N, A + B)`` and presence ``(N, K)``."""
-        scalars, there = raw[:, : self.n_scalars], self.there(present)[:, : self.n_scalars]
+        scalars = raw[:, : self.n_scalars]
+        there = self.there(present)[:, self._order.argsort()][:, : self.n_scalars]
         odd = torch.tensor([c.odd for c in self.coordinates])
         mirrored = torch.where(odd, -scalars, scalars)
         self.map.fit(torch.cat([scalars, mirrored]), torch.cat([there, there]))
+        knots = self.map.knots[odd]
+        self.map.knots[odd] = 0.5 * (knots - knots.flip(1))
 
     def encode(self, raw: Tensor) -> Tensor:
         """Takes raw coordinates ``(N, A + B)`` to x ``(N, T)``."""
@@ -260,7 +281,7 @@ class EventSpace(nn.Module):
         radius = (-2 * torch.special.log_ndtr(-x[:, turned].double())).sqrt().to(x)
         angle = raw[:, self.n_scalars :]
         x[:, turned] = radius * angle.cos()
-        return torch.cat([x, radius * angle.sin()], dim=-1)
+        return torch.cat([x, radius * angle.sin()], dim=-1)[:, self._order.to(x.device)]
 
     def fill(self, x: Tensor, present: Tensor, generator: torch.Generator) -> Tensor:
         """Replaces the coordinates of absent objects by normal noise."""
@@ -269,7 +290,7 @@ class EventSpace(nn.Module):
 
     def decode(self, x: Tensor, axis: Tensor) -> Measured:
         """Takes x ``(N, T)`` to objects in polar form, with `axis` ``(N,)`` added to azimuths."""
-        x, turned = x.double(), self._turned
+        x, turned = x.double()[:, self._order.argsort()], self._turned
         scalars = x[:, : self.n_scalars].clone()
         u, v = scalars[:, turned], x[:, self.n_scalars :]
         share = -torch.expm1(-0.5 * (u.square() + v.square()))

@@ -11,7 +11,7 @@ energy score S of what it makes for a context,
     L_G = - E f(G(z, c), c) + S,        S = E |x - G(z, c)| - E |G(z, c) - G(z', c)| / 2.
 
 S is smallest for the true posterior and keeps the two from running around each other. Both take a
-step at a time, the generator a smaller one. There is no density. Since L_f + L_G does not say how
+step at a time, with rates of their own. There is no density. Since L_f + L_G does not say how
 good the generator is, validation uses S alone.
 
 References:
@@ -57,9 +57,9 @@ class GANConfig:
     depth: int = 3
     noise_draws: int = 4
     penalty: float = 1.0
-    energy: float = 4.0
+    energy: float = 20.0
     critic_rate: float = 0.5
-    generator_rate: float = 0.4
+    generator_rate: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("latent_dim", "width", "depth"):

@@ -6,8 +6,9 @@ The density is carried along by the flow, d log p / dt = - div v, so that
 
 The divergence is the trace of the full Jacobian, by one backward pass a dimension: for at most some
 tens of dimensions no random estimate is needed. (Forward differentiation through torch.func does
-the same arithmetic, but takes ten times as long for a few events.) Steps are fixed (Runge-Kutta of fourth order): an
-adaptive solver would couple the events of a batch, whose densities would then depend on each other.
+the same arithmetic, but takes ten times as long for a few events.) Steps are fixed, Runge-Kutta of
+fourth order: an adaptive solver would couple the events of a batch, whose densities would then
+depend on each other.
 
 References:
     R. T. Q. Chen et al., arXiv:1806.07366, Eq. (8); Y. Song et al., arXiv:2011.13456, section 4.3.

@@ -27,6 +27,7 @@ from massrecon.events.columns import column_type
 from massrecon.events.container import Events
 from massrecon.events.selection import MEDIUM
 from massrecon.kinematics import fourvectors as fv
+from massrecon.models.autoregressive import AutoregressiveConfig, AutoregressiveHead
 from massrecon.models.base import MassModel, Prepared, read_header, read_weights
 from massrecon.models.content import ContentModel
 from massrecon.models.diffusion import DiffusionConfig, DiffusionHead
@@ -42,6 +43,7 @@ from massrecon.models.vae import VAEConfig, VAEHead
 Condition = Literal["masses", "partons"]
 
 HEADS: dict[str, tuple[Any, Any]] = {
+    "autoregressive": (AutoregressiveHead, AutoregressiveConfig),
     "flow_matching": (FlowMatchingHead, FlowMatchingConfig),
     "diffusion": (DiffusionHead, DiffusionConfig),
     "flow": (FlowHead, FlowConfig),
@@ -66,7 +68,7 @@ class SurrogateConfig:
         head: Fields of the family's configuration that differ from its defaults.
     """
 
-    family: str = "flow_matching"
+    family: str = "autoregressive"
     condition: Condition = "masses"
     content_width: int = 64
     head: Mapping[str, Any] = field(default_factory=dict)
@@ -112,10 +114,8 @@ class Surrogate(MassModel):
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """Names of the coordinates of x, azimuths last."""
-        scalars = [c.name for c in self.space.coordinates]
-        turned = [c.name.replace(" size", " azimuth") for c in self.space.coordinates if c.turned]
-        return (*scalars, *turned)
+        """Names of the components of x, such as ``jet1 size``."""
+        return self.space.names
 
     @property
     def trained_head(self) -> Head:

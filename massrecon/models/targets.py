@@ -92,7 +92,7 @@ class TargetSpace(nn.Module):
         """Returns the true columns of events [GeV], float64 on the processor, shape ``(N, R)``."""
         if self.choice == "masses":
             assert events.masses is not None
-            return events.masses.cpu().double()
+            return events.masses.cpu().double().clone()
         if self.choice == "card":
             return events.targets().cpu().double()
         assert events.partons is not None

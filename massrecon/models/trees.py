@@ -54,9 +54,9 @@ class TreesConfig:
     """
 
     n_trees: int = 200
-    leaf_events: int = 10
+    leaf_events: int = 20
     features_tried: float = 0.5
-    smoothing: float = 0.2
+    smoothing: float = 0.3
 
     def __post_init__(self) -> None:
         for name in ("n_trees", "leaf_events"):

@@ -167,7 +167,7 @@ def momentum_correlations(
         "Invisible momenta, found against true; dashed: equal. Several solutions of an event share "
         "its weight. r is the correlation coefficient, σ half of the central 68 % of found minus "
         "true. "
-        + " ".join(f"{m.method} solves {100 * m.solved:.1f} % of the events." for m in momenta)
+        "Events solved: " + ", ".join(f"{m.method} {100 * m.solved:.1f} %" for m in momenta) + "."
     )
     return finish(figure, caption, height=300 * len(components) + 60)
 
@@ -190,7 +190,10 @@ def _heat_map(m: Momenta, component: int, limit: float) -> go.Heatmap:
 
 
 def kink(scans: Sequence[KinkScan], chains: PairedChains) -> go.Figure:
-    """Draws endpoints less the trial mass, and how sharp they are, against the trial mass.
+    """Draws how endpoints move with the trial mass, and how sharp they are.
+
+    The endpoint less the trial mass is shown, minus its true value, so that several variables and
+    subsystems bend at the same point.
 
     Args:
         scans: Scans of several variables or subsystems over trial masses of C.
@@ -212,24 +215,25 @@ def kink(scans: Sequence[KinkScan], chains: PairedChains) -> go.Figure:
             "marker": {"color": COLOURS[number], "symbol": MARKERS[number], "size": 8},
         }  # fmt: skip
         bars = {"symmetric": False, "array": high - value, "arrayminus": value - low, "width": 3}
-        figure.add_trace(go.Scatter(x=x, y=value - x, error_y=bars, **style), row=1, col=1)
+        true_trial = chains.true_trial_mass(first.subsystem)
+        rise = (value - x) - (first.truth - true_trial)
+        figure.add_trace(go.Scatter(x=x, y=rise, error_y=bars, **style), row=1, col=1)
         spread = np.maximum(value - upper, 0.0)
         figure.add_trace(go.Scatter(x=x, y=spread, showlegend=False, **style), row=1, col=2)
-        truth = go.Scatter(
-            x=[first_truth := chains.true_trial_mass(first.subsystem)],
-            y=[first.truth - first_truth], mode="markers", name="truth",
+        star = go.Scatter(
+            x=[true_trial], y=[0.0], mode="markers", name="truth", legendgroup="truth",
             marker={"symbol": "star", "size": 15, "color": BLACK}, showlegend=number == 0,
-            legendgroup="truth",
         )  # fmt: skip
-        figure.add_trace(truth, row=1, col=1)
+        figure.add_trace(star, row=1, col=1)
     figure.update_xaxes(title_text="trial mass [GeV]")
-    figure.update_yaxes(title_text="endpoint − trial mass [GeV]", col=1)
+    figure.update_yaxes(title_text="endpoint − trial mass − truth [GeV]", col=1)
     figure.update_yaxes(title_text="endpoint − 99 % quantile [GeV]", rangemode="tozero", col=2)
     figure.update_layout(legend=LEGEND_ABOVE)
     caption = (
-        "Left: endpoints less the trial mass; at the true masses (stars) they bend. Right: the "
-        "range of the upper 1 % of the events, which shrinks to nothing where many events reach "
-        f"the endpoint. {len(chains):,} events. " + " ".join(map(_kink_text, scans))
+        "Left: endpoint less trial mass, minus the true difference of the two masses; at the truth "
+        "(star) it bends. Right: the range of the upper 1 % of the events, which shrinks where "
+        f"many events reach the endpoint. {len(chains):,} events. "
+        + " ".join(map(_kink_text, scans))
     )
     return finish(figure, caption.strip(), height=450)
 

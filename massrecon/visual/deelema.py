@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from massrecon.errors import InputError
+from massrecon.errors import InputError, require_extra
 from massrecon.visual.template import (
     BLACK,
     BLUE,
@@ -377,3 +377,34 @@ def trial_mass_scan(
     figure.update_yaxes(title_text="tail at the edge [GeV]", rangemode="tozero")
     figure.update_layout(legend=LEGEND_ABOVE)
     return finish(figure, f"{caption}.", height=420)
+
+
+class LiveMasses:
+    """The figure of `mass_history` while a fit goes on, for notebooks with a running kernel.
+
+    Attributes:
+        figure: The widget to display.
+    """
+
+    def __init__(self, species: Sequence[str], truth: Mapping[str, float] | None = None) -> None:
+        """Prepares the widget.
+
+        Raises:
+            MissingExtraError: If the extra `jupyter` is not installed.
+        """
+        require_extra("anywidget", extra="jupyter")
+        self._species, self._entries = list(species), []
+        start = {"epoch": 0, "loss": 1.0, **dict.fromkeys(species, 0.0)}
+        figure = mass_history([start], truth)
+        figure.update_traces(x=[], y=[])
+        self.figure = go.FigureWidget(figure)
+
+    def __call__(self, entry: Mapping[str, float]) -> None:
+        """Adds an epoch: pass this object as `on_epoch` of a fit."""
+        if self._entries and entry["epoch"] <= self._entries[-1]["epoch"]:
+            self._entries = []
+        self._entries.append(dict(entry))
+        steps = [e["epoch"] for e in self._entries]
+        with self.figure.batch_update():
+            for trace, name in zip(self.figure.data, [*self._species, "loss"], strict=True):
+                trace.x, trace.y = steps, [e[name] for e in self._entries]

@@ -25,10 +25,13 @@ from massrecon.visual.response import (
     ptmiss_performance,
 )
 from massrecon.visual.single_events import event_posteriors
+from massrecon.visual.surrogate import surrogate_against_simulation
 from massrecon.visual.training import training_curve
+from massrecon.visual.unfolding import bias_by_iteration, unfolded_distributions
 
 __all__ = [
     "JET_REGIONS",
+    "bias_by_iteration",
     "efficiency_curve",
     "estimates_compared",
     "event_overview",
@@ -42,8 +45,10 @@ __all__ = [
     "predicted_against_true",
     "ptmiss_performance",
     "self_consistency",
+    "surrogate_against_simulation",
     "training_curve",
     "trial_mass_explorer",
     "truth_against_generated",
+    "unfolded_distributions",
     "variable_distributions",
 ]

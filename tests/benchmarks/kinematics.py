@@ -1,8 +1,9 @@
 """Speed of MT2 and M2CC on one processor core, as ratios to the `mt2` package inside one run.
 
 Each line is the best of several repeats on the same events: 100,000 toys of masses 1000, 800 and
-700 GeV, and of tt̄ with massless leptons and neutrinos. `--events 10000000` shows that time and
-memory grow linearly. `--compiled` adds the torch backend under `torch.compile`. Run it alone::
+700 GeV, and of tt̄ with massless leptons and neutrinos. `--events 10000000` shows that time grows
+linearly and memory with the input alone. `--compiled` adds the torch backend under
+`torch.compile`, which needs a C++ compiler and takes minutes. Run it alone::
 
     OMP_NUM_THREADS=1 python tests/benchmarks/kinematics.py
 """
@@ -20,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from massrecon.kinematics import constrained_kernel, transverse_torch
 from massrecon.kinematics import fourvectors as fv
-from massrecon.kinematics import transverse_torch
 from massrecon.kinematics.constrained import m2_cc
 from massrecon.kinematics.phasespace import PhaseSpace
 from massrecon.kinematics.production import Beams
@@ -77,11 +78,14 @@ def compare(sample: str, n: int, compile_torch: bool) -> None:
             print(f"  MT2  {backend}: {t:.2f} us, {t / base:.2f} times the mt2 package")
         if compile_torch:
             t = compiled_newton(pair, ptmiss, mu, n)
-            print(f"  MT2  torch, compiled steps: {t:.2f} us, {t / base:.2f} times")
+            print(f"  MT2  torch, compiled: {t:.2f} us, {t / base:.2f} times")
         chain = (upper_a, lower_a, upper_b, lower_b, ptmiss, mu, name)
         for backend, repeats in (("numba", 5), ("torch", 1)):
             t = microseconds(lambda c=chain, b=backend: m2_cc(*c, backend=b), n, repeats)
             print(f"  M2CC {backend}: {t:.2f} us, {t / base:.2f} times the mt2 package")
+        if compile_torch:
+            t = compiled_m2(chain, n)
+            print(f"  M2CC torch, compiled: {t:.2f} us, {t / base:.2f} times the mt2 package")
 
 
 def compiled_newton(pair: tuple[Tensor, Tensor], ptmiss: Tensor, mu: float, n: int) -> float:
@@ -93,6 +97,21 @@ def compiled_newton(pair: tuple[Tensor, Tensor], ptmiss: Tensor, mu: float, n: i
         return microseconds(lambda: mt2(*pair, ptmiss, mu, backend="torch"), n, 3)
     finally:
         transverse_torch.newton_step, transverse_torch.angle_step = steps
+
+
+def compiled_m2(chain: tuple, n: int) -> float:
+    """Returns the time of M2CC in torch with its algebra under `torch.compile`."""
+    names = ("saddle_step", "saddle_point", "bound_at", "values", "derivatives", "curvature")
+    names += ("constrained_step", "masses", "matched", "lifted")
+    plain = {name: getattr(constrained_kernel, name) for name in names}
+    torch._dynamo.config.cache_size_limit = 64
+    try:
+        for name, function in plain.items():
+            setattr(constrained_kernel, name, torch.compile(function, dynamic=True))
+        return microseconds(lambda: m2_cc(*chain, backend="torch"), n, 1)
+    finally:
+        for name, function in plain.items():
+            setattr(constrained_kernel, name, function)
 
 
 def scaling(largest: int) -> None:

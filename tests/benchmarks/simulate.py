@@ -2,8 +2,9 @@
 
 Compares, within one run, the whole chain from generation to stored parts with bare event generation
 by Pythia (``nextBatch`` of the same events), stage by stage, in processor time: part by part in
-turns, so that a busy machine slows both alike. Then the wall time of `simulate` with one and with
-two workers, in turns as well, the memory of a worker, and selected events per second.
+turns, so that a busy machine slows both alike, and with the memory settings of a worker for both.
+Before that the wall time of `simulate` with one and with two workers, in turns as well, the memory
+of a worker, and selected events per second. With 0 events only the stages are measured.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 import massrecon
-from massrecon.events import hard, part
+from massrecon.events import hard, part, pool
 from massrecon.events.hard import BLOCK_EVENTS, BLOCKS_PER_PART, EVENTS_PER_PART
 from massrecon.events.part import PartMaker
 from massrecon.events.partfile import write_part
@@ -32,7 +33,7 @@ from massrecon.events.request import Request
 
 MASSES = {"chi20": 600.0, "chi10": (50.0, 450.0)}
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "initialising": [(Collider, "initialise")],
+    "initialising": [(Collider, "restart")],
     "generation": [(Collider, "generate")],
     "flattening": [(Record, "stable"), (hard.Record, "join")],
     "truth": [
@@ -149,14 +150,17 @@ def main() -> None:
     """Prints all."""
     n_events = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     n_parts = int(sys.argv[2]) if len(sys.argv) > 2 else 2
+    if not pool.MEMORY.items() <= os.environ.items():  # the C library reads them at the start
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | pool.MEMORY)
     massrecon.Events  # noqa: B018  (loads torch, which takes seconds and is not to be timed)
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     wall: dict[int, list[float]] = {1: [], 2: []}
-    for workers in (1, 2, 2, 1):
+    for workers in (1, 2, 2, 1) if n_events else ():
         wall[workers].append(time_workers(n_events, workers))
-    print(f"2 workers are {min(wall[1]) / min(wall[2]):.2f} times as fast as one")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"peak memory of a worker: {peak:.0f} MB")
+    if n_events:
+        print(f"2 workers are {min(wall[1]) / min(wall[2]):.2f} times as fast as one")
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        print(f"peak memory of a worker: {peak:.0f} MB")
     print_stages(n_parts)
 
 

@@ -1,19 +1,23 @@
 r"""The solvability edge: where the smallest masses that solve an event stop.
 
 Let x be the smallest mass at which an event can be solved, for the best of its assignments. Without
-resolution and width x never exceeds the true mass e. Near the edge its density is modelled as
+resolution and width x never exceeds the true mass e. Near it the density is modelled as
 
-    f(x) = (1 - b) [g * N(0, s)](x) + b U(x),      g(y) = sum_k w_k B_k((e - y) / (e - low)),  y < e,
+    f(x) = (1 - b) [g * N(0, s)](x) + b U(x),      g(y) = sum_k w_k (h + (1 - h) B_k(t)),
+    t = (e - y) / (e - low) > 0,
 
-with Bernstein polynomials B_k, so that the density may end in a step or fall to zero; a flat
-background U; and a Gaussian whose width, s^2 = s_i^2 + w^2, holds the resolution s_i of each event
-and a common width w, which is fitted. All integrals have a closed form in
+with Bernstein polynomials B_k and a share h of constant density, so that it ends in a step, without
+which the edge could not be told from the resolution; a flat background U; and a Gaussian of width
+s^2 = s_i^2 + w^2 from the resolution s_i of each event and a common width w, which is fitted. All
+integrals follow from
 
     I_0 = Phi(z),  I_1 = s (z Phi + phi),  I_(k+1) = z s I_k + k s^2 I_(k-1),     z = (e - x) / s.
 
-A sharp edge (w and s_i negligible) is taken from the largest values alone, with a density (e - x)^p.
-The interval comes from a parametric bootstrap: samples drawn from the fit and
-fitted again, so that it holds for sharp edges too, where drawing events again would not.
+An edge without resolution and width is sharp. It is taken from the largest values alone, with a
+density (e - x)^p, and both e and p are integrated over.
+
+The interval comes from a parametric bootstrap: samples are drawn from the fit and fitted again. For
+sharp edges events drawn again would not do, for no sample has a value above the largest.
 """
 
 from __future__ import annotations
@@ -35,14 +39,14 @@ _N_PRECISE = 300
 _MIN_EVENTS = 50
 _BELOW, _ABOVE = 0.25, 0.2
 _ROUNDS = 4
-_STEPS = 25
-_EVALUATIONS = 80
-_REFIT_EVALUATIONS = 30
+_STEPS = 10
+_EVALUATIONS = 60
+_REFIT_EVALUATIONS = 25
 _WIDEST = 0.05
 _SHARP = 20.0
 """An edge is sharp if fewer values than this are expected within its width."""
 
-_TAIL = (50, 300)
+_TAIL = (100, 300)
 _POWERS = np.linspace(0.0, 1.0, 11)
 
 
@@ -95,14 +99,13 @@ def fit_edge(values: Tensor, errors: Tensor | None = None, n_max: int = 5000) ->
     x, s = x[good], s[good]
     if len(x) < _MIN_EVENTS:
         raise InputError(f"An edge needs at least {_MIN_EVENTS} values, got {len(x)}: pass more.")
-    edge, fit = _first_guess(x, s), None
-    for _ in range(_ROUNDS):
-        part = _Range.around(edge, x, s, n_max)
-        fit = part.fit(edge)
-        moved, edge = abs(fit.value - edge), fit.value
-        if moved < 1e-3 * edge:
+    edge = _first_guess(x, s)
+    fit = _Range.around(edge, x, s, n_max).fit(edge, (1.0, 0.2))
+    for _ in range(_ROUNDS - 1):
+        if abs(fit.value - edge) < 1e-3 * edge:
             break
-    assert fit is not None
+        edge = fit.value
+        fit = _Range.around(edge, x, s, n_max).fit(edge, (0.4,))
     return fit
 
 
@@ -150,12 +153,12 @@ class _Range:
             x, s = x[order], s[order]
         return cls(x, s, low, high)
 
-    def fit(self, edge: float) -> EdgeFit:
-        """Finds the maximum of the likelihood, or the median above a sharp edge."""
+    def fit(self, edge: float, widths: tuple[float, ...]) -> EdgeFit:
+        """Finds the edge, starting from some widths relative to the resolution."""
         spread = max(float(self.s.median()), 0.1 * (edge - self.low))
         model = _Likelihood(self)
         found = max(
-            (model.maximise(edge, width, _EVALUATIONS) for width in (spread, 0.2 * spread)),
+            (model.maximise(edge, width * spread, _EVALUATIONS) for width in widths),
             key=lambda f: f[0],
         )
         _, value, width, shares = found
@@ -172,7 +175,7 @@ class _Range:
         bounded = self.x[self.x <= fit.value + 3 * fit.width].sort().values
         if float(self.s.max()) > 0.0 or n_within > _SHARP or len(bounded) < _MIN_EVENTS:
             return fit
-        n_tail = min(max(len(bounded) // 5, _TAIL[0]), _TAIL[1], len(bounded) - 1)
+        n_tail = min(max(len(bounded) // 3, _TAIL[0]), _TAIL[1], len(bounded) - 1)
         value, power = _tail_edge(bounded[-n_tail - 1 :].numpy())
         return replace(fit, value=value, width=0.0, n_tail=n_tail, power=power)
 
@@ -264,17 +267,20 @@ class _Likelihood:
     def __init__(self, data: _Range) -> None:
         self.data = data
         self.flat = torch.full_like(data.x, 1 / (data.high - data.low))
+        self.equal = float(data.s.min()) == float(data.s.max())
 
     def components(self, edge: float, width: float) -> Tensor:
         """Computes the densities of the components, shape ``(degree + 2, N)``."""
         s = (self.data.s.square() + width**2).sqrt()
         span = edge - self.data.low
         here = _moments(edge - self.data.x, s, _DEGREE + 1)
-        low = _moments(torch.full_like(s, span), s, _DEGREE + 2)
-        high = _moments(torch.full_like(s, edge - self.data.high), s, _DEGREE + 2)
+        # where all resolutions are equal, so are the norms
+        each = s[:1] if self.equal else s
+        low = _moments(torch.full_like(each, span), each, _DEGREE + 2)
+        high = _moments(torch.full_like(each, edge - self.data.high), each, _DEGREE + 2)
         rows = []
         for terms in _BERNSTEIN:
-            top, norm = torch.zeros_like(s), torch.zeros_like(s)
+            top, norm = torch.zeros_like(s), torch.zeros_like(each)
             for k, factor in terms:
                 top = top + factor * here[k] / span**k
                 norm = norm + factor * (low[k + 1] - high[k + 1]) / ((k + 1) * span**k)

@@ -140,7 +140,11 @@ class _Fit:
         best = minimize(value, start, method="Nelder-Mead", options=options).x
         masses = centre.cpu().double().numpy() + self.errors.cpu().double().numpy() * best
         self.masses.assign(
-            dict(zip(self.masses.structure.groups, (masses * self.masses.scale).tolist(), strict=True))
+            dict(
+                zip(
+                    self.masses.structure.groups, (masses * self.masses.scale).tolist(), strict=True
+                )
+            )
         )
 
     def identity(self) -> str:

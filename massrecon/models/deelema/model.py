@@ -151,9 +151,7 @@ class DeeLeMa:
         """Global masses [GeV] by species, daughters before mothers."""
         with torch.no_grad():
             values = (self.global_masses().double() * self.scale).tolist()
-        return {
-            name: round(m, 6) for name, m in zip(self.structure.groups, values, strict=True)
-        }
+        return {name: round(m, 6) for name, m in zip(self.structure.groups, values, strict=True)}
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -191,7 +189,7 @@ class DeeLeMa:
             TopologyError: If an anchor is asked for and the topology has none.
             ModelError: If `folder` holds the checkpoint of another fit.
         """
-        visible, ptmiss = self._momenta(sample)
+        visible, ptmiss = self.momenta(sample)
         self._build(self.config.scale or pick_scale(visible, self.config))
         self.edges = self._measure(visible, ptmiss, n_bootstrap, seed)
         prepared = self._prepare(visible, ptmiss)
@@ -245,7 +243,7 @@ class DeeLeMa:
             InputError: If the events do not fit the topology.
             ShapeError: If a shape is wrong.
         """
-        visible, ptmiss = self._momenta(sample)
+        visible, ptmiss = self.momenta(sample)
         self.network.eval()
         parts = [
             self._predict(visible[i : i + _CHUNK], ptmiss[i : i + _CHUNK])
@@ -274,11 +272,14 @@ class DeeLeMa:
         best = losses.argmin(0)
         rows = best * n + torch.arange(n, device=best.device)
         lab = data.to_laboratory(momenta)[rows] * self.scale
-        ways = self._ways().to(best.device)
+        taken = self._ways().to(best.device)[best]
+        # in the frame the sides may be exchanged: masses by label are those in the laboratory
+        legs = visible.gather(1, taken.unsqueeze(-1).expand(-1, -1, 4))
+        squared = self._mass_function.squared(self._mass_function.visible_sums(legs), lab)
         return (
             lab.cpu(),
-            (safe_root(squared[rows]) * self.scale).cpu(),
-            ways[best].cpu(),
+            safe_root(squared).cpu(),
+            taken.cpu(),
             self.loss.weights(losses).T.cpu(),
             (losses.min(0).values * self.scale).cpu(),
         )
@@ -290,13 +291,16 @@ class DeeLeMa:
     def _prepare(
         self, visible: Tensor, ptmiss: Tensor, dtype: torch.dtype = torch.float32
     ) -> Prepared:
-        data = prepare(
-            self.structure, visible, ptmiss, self._ways(), self.scale, self.config.frame
-        )
+        data = prepare(self.structure, visible, ptmiss, self._ways(), self.scale, self.config.frame)
         return data.to(self.device, dtype)
 
-    def _momenta(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Reads momenta in the order of the legs, float64."""
+    def momenta(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Reads events: visible momenta in the order of the legs, and ptmiss, float64 [GeV].
+
+        Raises:
+            InputError: If the events do not have the legs of the topology, or are not finite.
+            ShapeError: If a shape is wrong.
+        """
         labels = [leg.label for leg in self.structure.legs.visible]
         if isinstance(sample, Events):
             visible, ptmiss = _from_events(sample, self.structure), sample.ptmiss
@@ -321,7 +325,7 @@ class DeeLeMa:
         self, sample: Sample, trial_masses: Sequence[float], n_bootstrap: int = 50, seed: int = 0
     ) -> TrialMassScan:
         """Estimates the mass of the invisible particle; see `scan.scan_trial_mass`."""
-        visible, ptmiss = self._momenta(sample)
+        visible, ptmiss = self.momenta(sample)
         return scan_trial_mass(
             self.structure, visible.cpu(), ptmiss.cpu(), trial_masses,
             n_bootstrap=n_bootstrap, seed=seed,

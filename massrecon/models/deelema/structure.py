@@ -113,9 +113,9 @@ class Structure:
     def permutations(self) -> Tensor:
         """Ways to take the visible objects as legs, the given one first, shape ``(P, L)``.
 
-        Objects of one kind are exchanged. Of ways that a symmetry of the decay turns into each other
-        one is listed, that in which most legs, and first the deepest, keep their objects: so an
-        invisible particle keeps its name with the visible one that was made along with it.
+        Objects of one kind are exchanged. Of ways that a symmetry of the decay turns into each
+        other one is listed, that in which most legs, and first the deepest, keep their objects: so
+        an invisible particle keeps its name with the visible one that was made along with it.
         """
         kinds = self.legs.leg_kinds
         order = sorted(range(len(kinds)), key=lambda i: list(dict.fromkeys(kinds)).index(kinds[i]))

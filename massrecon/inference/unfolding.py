@@ -1,0 +1,253 @@
+r"""Unfolding: the distribution of a true quantity from the posteriors of many events.
+
+A network that is trained on events with the prior pi_0(x) draws from p_0(x | y), proportional to
+p(y | x) pi_0(x). The mean of the posteriors of the measured events,
+
+    u_0(x) = < p_0(x | y) >_y,
+
+is their unfolded distribution. Where they follow another distribution than pi_0, it is pulled
+towards pi_0: the model dependence. The remedy is to take u_0 as the next prior. Since the prior
+is a factor of the posterior, this needs no new training: the draws of each event get the weights
+pi_(k+1)(x) / pi_0(x). In bins of x, with the shares P_jb of the draws of event j,
+
+    pi_(k+1)(b) = < P_jb r_b / sum_b' P_jb' r_b' >_j,    r_b = pi_k(b) / pi_0(b),
+
+which is expectation maximisation for the distribution that generated the events. The weights r of
+the training events, `Unfolded.ratio`, are also what a new training would start from.
+
+References:
+    G. D'Agostini, Nucl. Instrum. Meth. A 362 (1995) 487: iterated Bayesian unfolding.
+    A. Andreassen et al., arXiv:1911.09107 (OmniFold); M. Backes et al., arXiv:2212.08674: iterated
+    generative unfolding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from massrecon.errors import InputError, ShapeError
+from massrecon.inference.statistics import effective_size
+from massrecon.inference.twosample import bin_shares
+from massrecon.kinematics import fourvectors as fv
+
+
+@dataclass(frozen=True, eq=False)
+class Unfolded:
+    """The distribution of a true quantity after 0, 1, ... K iterations.
+
+    Attributes:
+        edges: Edges of the B bins, shape ``(B + 1,)``; the outer bins hold what is beyond.
+        prior: Shares of the training events, shape ``(B,)``.
+        share: Unfolded shares, shape ``(K + 1, B)``; each row adds up to one.
+        covariance: Their statistical covariance, shape ``(K + 1, B, B)``.
+    """
+
+    edges: Tensor
+    prior: Tensor
+    share: Tensor
+    covariance: Tensor
+
+    @property
+    def error(self) -> Tensor:
+        """Standard errors of `share`, shape ``(K + 1, B)``."""
+        return self.covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0).sqrt()
+
+    @property
+    def centres(self) -> Tensor:
+        """Centres of the bins, shape ``(B,)``."""
+        return 0.5 * (self.edges[1:] + self.edges[:-1])
+
+    def mean(self, iteration: int) -> tuple[float, float]:
+        """Returns the mean over the bins, each at its centre, and its standard error."""
+        error = self.centres @ self.covariance[iteration] @ self.centres
+        return float(self.share[iteration] @ self.centres), float(error.clamp_min(0.0).sqrt())
+
+    def ratio(self, values: Tensor, iteration: int = -1) -> Tensor:
+        """Returns the weights that turn training events into the unfolded distribution.
+
+        Args:
+            values: True quantity of training events, shape ``(N,)``.
+            iteration: After how many iterations.
+
+        Returns:
+            Weights, shape ``(N,)``; 0 in a bin that the training never fills.
+        """
+        ratio = _ratio(self.share[iteration], self.prior)
+        return ratio[_cell(values, self.edges)]
+
+    def chi_square(self, truth: Tensor, iteration: int, truth_error: Tensor | None = None) -> float:
+        """Compares with true shares ``(B,)``: chi squared over its B - 1 degrees of freedom.
+
+        Args:
+            truth: True shares.
+            iteration: After how many iterations.
+            truth_error: Standard errors of `truth`, where it is a sample of its own.
+        """
+        covariance = self.covariance[iteration][:-1, :-1]
+        if truth_error is not None:
+            covariance = covariance + torch.diag(truth_error[:-1].square())
+        difference = (self.share[iteration] - truth)[:-1]
+        inverse = torch.linalg.pinv(covariance, hermitian=True)
+        return float(difference @ inverse @ difference) / len(difference)
+
+
+def unfold(
+    samples: Tensor,
+    prior: Tensor,
+    edges: Sequence[float] | Tensor,
+    *,
+    iterations: int = 4,
+    weight: Tensor | None = None,
+    prior_weight: Tensor | None = None,
+    n_bootstrap: int = 100,
+    seed: int = 0,
+) -> Unfolded:
+    """Unfolds the distribution of a quantity, and iterates the prior.
+
+    Errors are those of the numbers of measured and of training events, from samples drawn anew
+    with Poisson weights. Draws have to be many: the shares of an event in bins that its draws miss
+    are zero in every iteration. Many iterations amplify statistical fluctuations, which the errors
+    show; a few are enough where bins are not narrower than the resolution.
+
+    Args:
+        samples: Draws of the quantity for each measured event, shape ``(S, N)``.
+        prior: True values of the training events, shape ``(M,)``.
+        edges: Edges of the bins, ascending; values beyond count in the outer bins.
+        iterations: Number K of iterations.
+        weight: Weights of the measured events, shape ``(N,)``.
+        prior_weight: Weights of the training events, shape ``(M,)``.
+        n_bootstrap: How many samples are drawn anew for the errors.
+        seed: Seed of these.
+
+    Raises:
+        InputError: If there is nothing to unfold, a value is not finite, or a number is out of
+            range.
+        ShapeError: If shapes do not fit.
+    """
+    edges = torch.as_tensor(edges, dtype=torch.float64)
+    _check(samples, prior, edges, iterations, n_bootstrap)
+    weight = _weight("weight", weight, samples.shape[1])
+    prior_weight = _weight("prior_weight", prior_weight, len(prior))
+    posterior = bin_shares(samples, edges[1:-1])
+    cell = _cell(prior, edges)
+    n_bins = len(edges) - 1
+    generator = torch.Generator().manual_seed(seed)
+    # the first sample is the one that was measured
+    data, training = (
+        torch.cat([w.unsqueeze(0), w * _poisson(n_bootstrap, len(w), generator)])
+        for w in (weight, prior_weight)
+    )
+    priors = data.new_zeros(len(training), n_bins).index_add_(1, cell, training)
+    priors = priors / priors.sum(dim=1, keepdim=True)
+    shares = _iterate(posterior, data / data.sum(dim=1, keepdim=True), priors, iterations)
+    spread = shares[:, 1:] - shares[:, 1:].mean(dim=1, keepdim=True)
+    covariance = torch.einsum("krb,krc->kbc", spread, spread) / (n_bootstrap - 1)
+    return Unfolded(edges=edges, prior=priors[0], share=shares[:, 0], covariance=covariance)
+
+
+def binned_truth(
+    values: Tensor, edges: Sequence[float] | Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns the shares of true values in bins, and their standard errors, each ``(B,)``.
+
+    Args:
+        values: True values, shape ``(N,)``.
+        edges: Edges of the bins; values beyond count in the outer bins.
+        weight: Weights, shape ``(N,)``.
+    """
+    edges = torch.as_tensor(edges, dtype=torch.float64)
+    weight = _weight("weight", weight, len(values))
+    cell = _cell(values, edges)
+    sums = weight.new_zeros(len(edges) - 1).index_add_(0, cell, weight)
+    share = sums / weight.sum()
+    return share, (share * (1 - share) / effective_size(weight)).sqrt()
+
+
+def _iterate(posterior: Tensor, data: Tensor, priors: Tensor, iterations: int) -> Tensor:
+    """Iterates the prior of R samples at once.
+
+    Args:
+        posterior: Shares of the draws of each event, shape ``(N, B)``.
+        data: Weights of the events in each sample, shape ``(R, N)``; each row adds up to one.
+        priors: Shares of the training events, shape ``(R, B)``.
+        iterations: Number K of iterations.
+
+    Returns:
+        Unfolded shares, shape ``(K + 1, R, B)``.
+    """
+    shares = [data @ posterior]
+    for _ in range(iterations):
+        ratio = _ratio(shares[-1], priors)
+        # a sum over bins for each event, then one over events: no (R, N, B) in memory
+        total = (ratio @ posterior.T).clamp_min(1e-12)
+        share = ratio * ((data / total) @ posterior)
+        shares.append(share / share.sum(dim=1, keepdim=True))
+    return torch.stack(shares)
+
+
+def _cell(values: Tensor, edges: Tensor) -> Tensor:
+    """Returns the bin of each value; the outer bins hold what is beyond."""
+    return torch.bucketize(values.to(edges).contiguous(), edges[1:-1], right=True)
+
+
+def _ratio(share: Tensor, prior: Tensor) -> Tensor:
+    return torch.where(prior > 0, share / prior.clamp_min(1e-12), 0.0)
+
+
+def _poisson(n_samples: int, n_events: int, generator: torch.Generator) -> Tensor:
+    return torch.poisson(torch.ones(n_samples, n_events, dtype=torch.float64), generator)
+
+
+def _weight(name: str, weight: Tensor | None, n_events: int) -> Tensor:
+    if weight is None:
+        return torch.ones(n_events, dtype=torch.float64)
+    if tuple(weight.shape) != (n_events,):
+        raise ShapeError(f"'{name}' should have shape ({n_events},), got {tuple(weight.shape)}.")
+    if not bool((weight.isfinite() & (weight >= 0)).all()) or not float(weight.sum()) > 0:
+        raise InputError(f"'{name}' should be finite, not negative, and not zero throughout.")
+    return weight.cpu().double()
+
+
+def _check(
+    samples: Tensor, prior: Tensor, edges: Tensor, iterations: int, n_bootstrap: int
+) -> None:
+    if samples.ndim != 2 or prior.ndim != 1:
+        raise ShapeError(
+            f"'samples' should have shape (S, N) and 'prior' (M,), got {tuple(samples.shape)} and "
+            f"{tuple(prior.shape)}."
+        )
+    if samples.numel() == 0 or len(prior) == 0:
+        raise InputError("Unfolding needs draws of at least one event, and training events.")
+    if not bool(samples.isfinite().all()) or not bool(prior.isfinite().all()):
+        raise InputError("'samples' and 'prior' should be finite.")
+    if edges.ndim != 1 or len(edges) < 3 or not bool((edges.diff() > 0).all()):
+        raise InputError("'edges' should rise and make at least two bins.")
+    if iterations < 0 or n_bootstrap < 2:
+        raise InputError(
+            f"'iterations' should not be negative and 'n_bootstrap' at least 2, got {iterations} "
+            f"and {n_bootstrap}."
+        )
+
+
+def decay_cosine(parent: Tensor, daughter: Tensor) -> Tensor:
+    """Computes the cosine of the decay angle of a daughter.
+
+    It is the angle between the daughter in the rest frame of its parent and the flight of the
+    parent; a parent at rest has no direction to count from, and gives NaN.
+
+    Args:
+        parent: Momentum and mass (px, py, pz, m) [GeV], shape ``(..., 4)``.
+        daughter: The same, shape ``(..., 4)``.
+
+    Returns:
+        Shape ``(...)``.
+    """
+    flight, inside = fv.from_pxpypzm(parent), fv.from_pxpypzm(daughter)
+    direction = fv.boost_to_rest_frame(inside, flight)[..., :3]
+    along = (direction * flight[..., :3]).sum(dim=-1)
+    sizes = torch.linalg.vector_norm(torch.stack([direction, flight[..., :3]]), dim=-1)
+    return along / sizes.prod(dim=0)
