@@ -93,18 +93,18 @@ class TwoMoons(Problem):
 
 
 class GaussianMixture(Problem):
-    """x uniform in (-10, 10), context = x + noise of width 1 or 0.1, half each.
+    """x uniform in (-4, 4), context = x + noise of width 1 or 0.1, half each.
 
-    J.-M. Lueckmann et al., arXiv:2101.04653, task T.7.
+    As task T.7 of J.-M. Lueckmann et al., arXiv:2101.04653, whose prior reaches to 10.
     """
 
     name = "2-D mixture"
     examples = ((0.0, 0.0), (0.7, -0.4), (-0.9, -0.9))
-    scale = 10 / math.sqrt(3.0)
+    scale = 4 / math.sqrt(3.0)
 
     def pairs(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws pairs."""
-        x = 20 * torch.rand(n, 2, generator=generator) - 10
+        x = 8 * torch.rand(n, 2, generator=generator) - 4
         return x / self.scale, (x + self._noise(n, generator)) / self.scale
 
     def _noise(self, n: int, generator: torch.Generator) -> Tensor:
@@ -114,7 +114,7 @@ class GaussianMixture(Problem):
     def posterior(self, context: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Draws context minus noise, where that lies inside the prior."""
         x = self.scale * context - self._noise(4 * n, generator)
-        return x[(x.abs() < 10).all(dim=1)][:n] / self.scale
+        return x[(x.abs() < 4).all(dim=1)][:n] / self.scale
 
 
 PROBLEMS: tuple[Problem, ...] = (LinearGaussian(), TwoMoons(), GaussianMixture())

@@ -217,3 +217,10 @@ def test_missing_subsystems_are_explained(
 ) -> None:
     with pytest.raises(TopologyError, match=message):
         subsystem(DecayLegs.of(text, invisible=invisible), name)
+
+
+@pytest.mark.parametrize("count", [-1, 2.5])
+def test_numbers_of_objects_are_whole(count: float) -> None:
+    legs = DecayLegs.of("p p > A A, A > a b")
+    with pytest.raises(TopologyError, match="'counts' should be whole numbers"):
+        assign(legs, {"a": 2, "b": count})  # pyright: ignore[reportArgumentType]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import zuko.transforms
 from torch import Tensor
 
 from massrecon.errors import InputError, ModelError
@@ -22,8 +23,9 @@ from massrecon.inference.surrogate import (
     simulate_fast,
 )
 from massrecon.kinematics import fourvectors as fv
-from massrecon.models.autoregressive import AutoregressiveConfig, AutoregressiveHead
+from massrecon.models.autoregressive import AutoregressiveConfig, AutoregressiveHead, unbend
 from massrecon.models.event_space import EventSpace, momenta
+from massrecon.models.noise import Draws
 from massrecon.models.quantiles import QuantileMap
 from massrecon.models.surrogate import HEADS, Surrogate, SurrogateConfig, load_surrogate
 from massrecon.models.training import TrainingConfig
@@ -268,20 +270,49 @@ def test_wrong_arguments_are_named(events: Events, tmp_path: Path) -> None:
         simulate_fast(untrained(events, condition="partons"), 10)
 
 
-def test_autoregressive_draws_follow_their_own_density() -> None:
-    generator = torch.Generator().manual_seed(1)
-    head = AutoregressiveHead(3, 2, AutoregressiveConfig(width=16))
-    with torch.no_grad():
+def perturbed_head(n_targets: int) -> AutoregressiveHead:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        head = AutoregressiveHead(n_targets, 2, AutoregressiveConfig(width=16))
         for weights in head.parameters():
-            weights += 0.2 * torch.randn(weights.shape, generator=generator)
-    context = torch.randn(4, 2, generator=generator)
-    draws = head.sample(context, 20_000, seed=2)
-    # E over draws of q / p is one for any normalised q; q is a wide normal density
-    scale = torch.tensor(1.0)
-    q = torch.distributions.Normal(draws.mean(dim=0), 0.6 * draws.std(dim=0) * scale)
-    ratio = (q.log_prob(draws).sum(dim=-1) - head.log_prob(draws, context)).exp()
-    error = ratio.std(dim=0) / math.sqrt(len(draws))
-    assert ((ratio.mean(dim=0) - 1).abs() < 5 * error + 0.01).all()
+            weights += 0.2 * torch.randn(weights.shape)
+    return head
+
+
+def test_autoregressive_density_is_normalised_and_that_of_its_draws() -> None:
+    head, context = perturbed_head(2), torch.tensor([[0.5, -1.0]])
+    axis = torch.linspace(-15, 15, 601)
+    grid = torch.cartesian_prod(axis, axis)
+    density = head.log_prob(grid.unsqueeze(1), context).exp()[:, 0] * 0.05**2
+    assert float(density.sum()) == pytest.approx(1.0, abs=0.01)
+    draws = head.sample(context, 20_000, seed=2)[:, 0]
+    for power in (1, 2):
+        expected = (density.unsqueeze(1) * grid**power).sum(dim=0)
+        error = (draws**power).std(dim=0) / math.sqrt(len(draws))
+        assert ((draws**power).mean(dim=0) - expected).abs().div(error).max() < 5
+
+
+def test_components_that_are_not_there_stay_noise_and_change_no_other_event() -> None:
+    head = perturbed_head(5)
+    with torch.no_grad():
+        context, draws = torch.zeros(60, 2), Draws(1, torch.arange(60), torch.arange(3))
+        there = torch.arange(5) < (torch.arange(60) % 4 + 2).unsqueeze(1)
+        part = head.draw_where(there, context, draws)
+        whole = head._draw(context, draws, None, "")
+    first = there.expand(3, -1, -1)
+    torch.testing.assert_close(part[first], whole[first])
+    assert not torch.allclose(part[~first], whole[~first])
+
+
+def test_unbending_inverts_the_splines_of_training() -> None:
+    generator = torch.Generator().manual_seed(1)
+    knots = 3 * torch.randn(5000, 3 * 6 - 1, generator=generator).double()
+    x = 3 * torch.randn(5000, generator=generator).double()
+    spline = zuko.transforms.MonotonicRQSTransform(knots[:, :6], knots[:, 6:12], knots[:, 12:])
+    y, _ = spline.call_and_ladj(x)
+    torch.testing.assert_close(unbend(y, knots, 6), x, rtol=1e-6, atol=1e-6)
+    assert (x.abs() > 5).any()
+    assert not torch.allclose(x, y, atol=0.1)
 
 
 # ---- learning, and the tests of it

@@ -65,12 +65,21 @@ def test_sketch_shows_every_particle_once() -> None:
         ("", "ends where an incoming particle is expected"),
         ("p p > a b, a > , b > c", "expects a daughter"),
         ("p p > a, a > b c, a > d e", "still undecayed: none"),
+        ("p p > a a, a > b c, b > d e", "'b', which is not there .* belongs in brackets"),
+        ("p p > a a, a > b", "decays 'a' to one particle only"),
+        ("p p > a a, a > a b", "lets 'a' decay to itself"),
+        ("p p > a a, (a > b c, (b > d e, e > a f))", "lets 'a' decay to itself"),
     ],
 )
 def test_a_bad_string_is_refused_with_the_place(text: str, message: str) -> None:
     with pytest.raises(TopologyError, match=message) as error:
         DecayTopology.parse(text)
     assert "^" in str(error.value)
+
+
+def test_something_that_is_no_text_is_refused() -> None:
+    with pytest.raises(TopologyError, match="should be text, got 5"):
+        DecayTopology.parse(5)  # pyright: ignore[reportArgumentType]
 
 
 def test_an_unknown_label_lists_the_choices() -> None:

@@ -61,7 +61,7 @@ class MassGrid:
     def normalisation(self) -> Tensor:
         """Computes the integral over the grid, ``(N,)``: one where the grid holds everything."""
         total = self.log_density.exp()
-        for axis in reversed(self.axes.values()):
+        for axis in reversed(list(self.axes.values())):
             total = torch.trapezoid(total, axis.to(total), dim=-1)
         return total
 

@@ -6,20 +6,34 @@ that every estimator and diagnostic applies::
 
     mixture = fit_mixture(train, masses={"chi20": (400, 650), "chi10": (50, 500)})
     posterior = mixture_posterior(mixture, test, n_samples=200, seed=1)
+
+For the built-in cards fitted parameters come with massrecon::
+
+    posterior = mixture_posterior(mixture_for("wino_udd"), events)
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, unknown_name
-from massrecon.events.card import ProcessCard
+from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Events
+from massrecon.inference.mixture_files import (
+    masses_of,
+    options_of,
+    put_parameters,
+    read_mixture,
+    shipped_for,
+    shipped_mixtures,
+)
 from massrecon.inference.posterior import Posterior
 from massrecon.kinematics.legs import DecayLegs
 from massrecon.kinematics.mixture import KinematicMixture
@@ -27,7 +41,7 @@ from massrecon.kinematics.mixture_events import DetectedEvents, MixtureOptions
 from massrecon.kinematics.mixture_fit import MixtureFit, Report, fit_parameters
 from massrecon.kinematics.mixture_posterior import MassPosterior
 from massrecon.kinematics.mixture_scheme import MassRegion, MassScheme, ResponseTable
-from massrecon.kinematics.topology import TopologyError
+from massrecon.kinematics.topology import Node, TopologyError
 from massrecon.provenance import versions
 
 Masses = Mapping[str, float | tuple[float, float]]
@@ -42,10 +56,15 @@ RESPONSE = ResponseTable(
 )
 """Resolutions of the HL-LHC-like detector of `massrecon.events.detector`."""
 
+PERFECT, PERFECT_PTMISS = 0.003, 3.0
+"""Resolutions of toys without smearing, relative and [GeV]: sums need a width."""
+
 KNOWN_MASSES = {6: 172.5, 23: 91.188, 24: 80.379, 25: 125.0}
 """Masses of known resonances by PDG code [GeV]."""
 
-_KINDS = {11: "lepton", 13: "lepton", 22: "photon"} | dict.fromkeys((1, 2, 3, 4, 5, 21), "jet")
+_KINDS = {11: "lepton", 13: "lepton", 22: "photon"} | dict.fromkeys(
+    (1, 2, 3, 4, 5, 21, 23, 24, 25), "jet"
+)
 _NEUTRINOS = (12, 14, 16)
 _NEW_PARTICLES_FROM = 1_000_000
 _STRETCH = (0.7, 1.5)
@@ -54,7 +73,9 @@ _STRETCH = (0.7, 1.5)
 def legs_of(card: ProcessCard) -> DecayLegs:
     """Reads the role of each leg from the PDG codes of a card.
 
-    Neutrinos and new stable particles are invisible; quarks and gluons are jets.
+    Particles that the card names among its objects are seen. Neutrinos and other new particles are
+    invisible. Quarks, gluons, and bosons whose decay is left open are jets. Sides are alike if the
+    same masses are unknown in them.
 
     Raises:
         TopologyError: If a leg is neither, such as a tau.
@@ -63,10 +84,10 @@ def legs_of(card: ProcessCard) -> DecayLegs:
     for leg in card.topology.legs:
         codes = {abs(code) for code in card.particles[leg.name].pdg}
         found = {_KINDS.get(code) for code in codes}
-        if all(code in _NEUTRINOS or code >= _NEW_PARTICLES_FROM for code in codes):
-            invisible.append(leg.name)
-        elif leg.name in {group.kind for group in card.objects}:
+        if leg.name in {group.kind for group in card.objects}:
             kinds[leg.name] = leg.name
+        elif all(code in _NEUTRINOS or code >= _NEW_PARTICLES_FROM for code in codes):
+            invisible.append(leg.name)
         elif len(found) == 1 and None not in found:
             kinds[leg.name] = str(found.pop())
         else:
@@ -78,35 +99,94 @@ def legs_of(card: ProcessCard) -> DecayLegs:
         node.name: f"pdg{sorted(abs(code) for code in card.particles[node.name].pdg)}"
         for node in card.topology.nodes
     }
+    like |= {node: mass for mass in card.masses for node in _carriers(card, mass)}
     return DecayLegs.of(card.topology, invisible, kinds, like)
 
 
 def mixture_for(
-    card: ProcessCard,
-    masses: Masses | None = None,
-    response: ResponseTable = RESPONSE,
+    card: ProcessCard | str,
+    masses: Masses | str | None = None,
+    response: ResponseTable | None = None,
     options: MixtureOptions | None = None,
+    *,
+    fitted: bool = True,
 ) -> KinematicMixture:
-    """Builds the kinematic mixture of a card with its start parameters.
+    """Builds the kinematic mixture of a card, fitted if massrecon has parameters for it.
 
     Args:
-        card: The process.
+        card: The process, or its name.
         masses: For each mass of the card an interval of its flat prior, or one number if it is
-            known [GeV]; a mass that is not listed may lie in the range of the card.
-        response: Resolutions of the objects.
+            known [GeV]; a mass that is not listed may lie in the range of the card. A string is the
+            name of a shipped fit of the card, such as ``plane``; without masses it is the one with
+            the most free masses.
+        response: Resolutions of the objects; `response_of` the card if not given.
         options: What is summed over.
+        fitted: Whether to start from parameters that come with massrecon, if they were fitted with
+            the same masses free. They are calibrated for the intervals they were fitted on.
 
     Raises:
         InputError: If a name is not a mass of the card, or no mass is unknown.
         TopologyError: If a mass cannot be computed from what is seen.
     """
+    card = load_card(card) if isinstance(card, str) else card
+    content = shipped_for(card.name, masses) if fitted else None
+    if isinstance(masses, str) and content is None:
+        names = [n.removeprefix(f"{card.name}_") for n in shipped_mixtures() if card.name in n]
+        raise unknown_name(f"fit of '{card.name}'", masses, names)
+    if content is not None and (masses is None or isinstance(masses, str)):
+        masses = masses_of(content)
+    ranges = _ranges(card, cast(Masses | None, masses))
+    if content is not None and options is None:
+        options = options_of(content)
+    mixture = _build(card, ranges, response or response_of(card), options)
+    if content is not None and options == options_of(content):
+        _put(mixture, content, ranges == masses_of(content))
+    return mixture
+
+
+def load_mixture(path: str | Path, card: ProcessCard | None = None) -> KinematicMixture:
+    """Loads a mixture that `save_mixture` saved.
+
+    Args:
+        path: The file.
+        card: The process, if its card is not to be loaded by the name in the file.
+
+    Raises:
+        StoreError: If the file cannot be read or does not fit the card.
+    """
+    content = read_mixture(path)
+    card = card or load_card(content["card"])
+    ranges = _ranges(card, masses_of(content))
+    mixture = _build(card, ranges, response_of(card), options_of(content))
+    put_parameters(mixture, content, str(path))
+    return mixture
+
+
+def _put(mixture: KinematicMixture, content: dict[str, Any], whole: bool) -> None:
+    """Puts shipped parameters in; the outlier stays that of the region if the region is another."""
+    if not whole:
+        own = {n: p.tolist() for n, p in mixture.named_parameters() if n.startswith("outlier.")}
+        own.pop("outlier.share")
+        content = {**content, "parameters": {**content["parameters"], **own}}
+    put_parameters(mixture, content, content["name"])
+
+
+def _ranges(card: ProcessCard, masses: Masses | None) -> dict[str, float | tuple[float, float]]:
     ranges: dict[str, float | tuple[float, float]] = {
         name: mass.range for name, mass in card.masses.items()
     }
     for name in masses or {}:
         if name not in ranges:
             raise unknown_name("mass", name, ranges)
-    ranges |= dict(masses or {})
+    return ranges | dict(masses or {})
+
+
+def _build(
+    card: ProcessCard,
+    ranges: dict[str, float | tuple[float, float]],
+    response: ResponseTable,
+    options: MixtureOptions | None,
+) -> KinematicMixture:
     free = {name: limits for name, limits in ranges.items() if isinstance(limits, tuple)}
     fixed = {name: float(m) for name, m in ranges.items() if not isinstance(m, tuple)}
     if not free:
@@ -128,6 +208,22 @@ def mixture_for(
         _gaps(card, tuple(free), fixed),
     )
     return KinematicMixture(scheme, response, region, options)
+
+
+def response_of(card: ProcessCard) -> ResponseTable:
+    """Returns the resolutions with which the events of a card are seen.
+
+    They are those of the HL-LHC-like detector, or for a toy the smearing of its card.
+    """
+    toy = card.phase_space
+    if toy is None:
+        return RESPONSE
+    objects: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+        group.kind: ((1.0,), (PERFECT,)) for group in card.objects
+    }
+    for kind, table in toy.smearing.items():
+        objects[kind] = ([pt for pt, _ in table], [width for _, width in table])
+    return ResponseTable(objects, ((1.0,), (PERFECT_PTMISS,)))
 
 
 def _carriers(card: ProcessCard, mass: str) -> list[str]:
@@ -219,9 +315,27 @@ def mass_posterior(mixture: KinematicMixture, events: Events) -> MassPosterior:
 
     Raises:
         InputError: If there is no event or a value in them is not physical.
-        TopologyError: If an event has too few objects.
     """
     return mixture.posterior(_checked(events))
+
+
+def mixture_summaries(mixture: KinematicMixture, events: Events, chunk: int = 4096) -> Tensor:
+    """Summarises the posterior of each event in bounded memory, shape ``(N, 4 M + 2)``.
+
+    The columns are `massrecon.kinematics.mixture_posterior.summary_names` of the unknown masses;
+    they are finite for any event, and the same at every call.
+
+    Args:
+        mixture: The mixture.
+        events: Events of the card that it was built for.
+        chunk: Number of events at a time.
+
+    Raises:
+        InputError: If there is no event or a value in them is not physical.
+    """
+    seen = _checked(events)
+    parts = [slice(first, first + chunk) for first in range(0, len(seen), chunk)]
+    return torch.cat([mixture.posterior(seen[part]).summaries() for part in parts])
 
 
 def mixture_posterior(
@@ -230,7 +344,8 @@ def mixture_posterior(
     """Draws from the kinematic mixture, as `massrecon.reconstruct` does from a trained model.
 
     The momentum of a target is the one of the drawn component, stretched with the drawn mass, as a
-    common error of the energy scale would do.
+    common error of the energy scale would do. If the two sides of a decay are alike, which of them
+    is called the first cannot be known: each draw takes one at random.
 
     Args:
         mixture: The mixture, fitted or not.
@@ -240,15 +355,18 @@ def mixture_posterior(
 
     Raises:
         InputError: If there is no event or a value in them is not physical.
-        TopologyError: If an event has too few objects.
     """
     card = events.card
-    found = mixture.posterior(_checked(events), tuple(card.targets.values()))
+    labels = [twin for label in card.targets.values() for twin in _twins(mixture, label)]
+    found = mixture.posterior(_checked(events), tuple(dict.fromkeys(labels)))
     masses, component = found.draw(n_samples, seed)
+    side = _sides(masses.shape[:2], seed)
     columns = []
     for name, label in card.targets.items():
-        p4 = found.momenta[label].gather(1, component.T.unsqueeze(-1).expand(-1, -1, 4))
-        p4 = p4.transpose(0, 1)
+        momenta = [found.momenta[twin] for twin in _twins(mixture, label)]
+        at = component.T.unsqueeze(-1).expand(-1, -1, 4)
+        drawn = torch.stack([p4.gather(1, at).transpose(0, 1) for p4 in momenta])
+        p4 = drawn.gather(0, side.expand(1, -1, -1, 4) % len(drawn))[0]
         seen = (p4[..., 3] ** 2 - (p4[..., :3] ** 2).sum(-1)).clamp_min(1.0).sqrt()
         mass = _mass_of(mixture, masses, name, label)
         stretch = (mass / seen).clamp(*_STRETCH)
@@ -269,6 +387,39 @@ def mixture_posterior(
             "versions": versions("torch"),
         },
     )
+
+
+def _twins(mixture: KinematicMixture, label: str) -> list[str]:
+    """Returns the label of a particle, and that of its like on a side that is alike."""
+    legs = mixture.scheme.legs
+    node = legs.topology.node(label)
+    found = [label]
+    for group in legs.alike(legs.topology.roots):
+        if node.side in [root.side for root in group]:
+            sides = [root.side for root in group if root.side != node.side]
+            found += [other.label for other in _like(legs, node) if other.side in sides]
+    return found
+
+
+def _like(legs: DecayLegs, node: Node) -> list[Node]:
+    """Returns the particles that look like one and have the same place on their side."""
+    own = [n for n in legs.topology.nodes if n.side == node.side]
+    place = [n for n in own if legs.signatures[n.index] == legs.signatures[node.index]].index(node)
+    found = []
+    for side in sorted({n.side for n in legs.topology.nodes} - {node.side}):
+        like = [
+            n
+            for n in legs.topology.nodes
+            if n.side == side and legs.signatures[n.index] == legs.signatures[node.index]
+        ]
+        found += like[place : place + 1]
+    return found
+
+
+def _sides(shape: torch.Size, seed: int) -> Tensor:
+    """Draws which of two like sides is called the first, shape ``(S, N, 1)``."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    return torch.randint(2, (*shape, 1), generator=generator)
 
 
 def _checked(events: Events) -> DetectedEvents:

@@ -165,7 +165,10 @@ def separation(a: Tensor, b: Tensor, seed: int = 0, max_iter: int = 200) -> Sepa
     train_x, test_x = (torch.cat([half[i] for half in halves]).numpy() for i in (0, 1))
     label = np.repeat([0, 1], count // 2)
     classifier = HistGradientBoostingClassifier(
-        max_iter=max_iter, learning_rate=0.1, early_stopping=True, random_state=seed
+        max_iter=max_iter,
+        learning_rate=0.1,
+        early_stopping=True,  # type: ignore[arg-type]
+        random_state=seed,
     )
     score = classifier.fit(train_x, label).predict_proba(test_x)[:, 1]
     auc = float(roc_auc_score(label, score))

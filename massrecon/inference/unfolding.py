@@ -32,7 +32,6 @@ from torch import Tensor
 from massrecon.errors import InputError, ShapeError
 from massrecon.inference.statistics import effective_size
 from massrecon.inference.twosample import bin_shares
-from massrecon.kinematics import fourvectors as fv
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,23 +230,3 @@ def _check(
             f"'iterations' should not be negative and 'n_bootstrap' at least 2, got {iterations} "
             f"and {n_bootstrap}."
         )
-
-
-def decay_cosine(parent: Tensor, daughter: Tensor) -> Tensor:
-    """Computes the cosine of the decay angle of a daughter.
-
-    It is the angle between the daughter in the rest frame of its parent and the flight of the
-    parent; a parent at rest has no direction to count from, and gives NaN.
-
-    Args:
-        parent: Momentum and mass (px, py, pz, m) [GeV], shape ``(..., 4)``.
-        daughter: The same, shape ``(..., 4)``.
-
-    Returns:
-        Shape ``(...)``.
-    """
-    flight, inside = fv.from_pxpypzm(parent), fv.from_pxpypzm(daughter)
-    direction = fv.boost_to_rest_frame(inside, flight)[..., :3]
-    along = (direction * flight[..., :3]).sum(dim=-1)
-    sizes = torch.linalg.vector_norm(torch.stack([direction, flight[..., :3]]), dim=-1)
-    return along / sizes.prod(dim=0)

@@ -100,8 +100,10 @@ _NOTHING = _Partial((), np.zeros((1, 0), np.int64), np.zeros(1, np.int64))
 class _Enumeration:
     """Finds the configurations of the chains of a decay for given objects."""
 
-    def __init__(self, legs: DecayLegs, kinds: tuple[str, ...], missing: Mapping[str, int]) -> None:
-        self.legs, self.kinds, self.missing = legs, np.array(kinds), missing
+    def __init__(
+        self, legs: DecayLegs, kinds: tuple[str, ...], missing: Mapping[str, int], bare: bool
+    ) -> None:
+        self.legs, self.kinds, self.missing, self.bare = legs, np.array(kinds), missing, bare
         self.leg_kinds = {leg.index: str(legs.kinds[leg.index]) for leg in legs.visible}
 
     def node(self, node: Node) -> _Partial:
@@ -113,7 +115,9 @@ class _Enumeration:
         children = [self.legs.topology.nodes[child] for child in node.children]
         found = self.nodes(children)
         own = [found.legs.index(n.index) for n in children if n.index in self.leg_kinds]
-        return found[(found.index[:, own] != MISSING).any(axis=1)] if own else found
+        if not own or (self.bare and len(own) == 1):
+            return found
+        return found[(found.index[:, own] != MISSING).any(axis=1)]
 
     def leg(self, node: Node) -> _Partial:
         """Lists the objects that a leg may be; none at all comes last."""
@@ -163,10 +167,11 @@ def assign(
     counts: Mapping[str, int],
     missing: int | Mapping[str, int] = 0,
     extra: int | Mapping[str, int] | None = None,
+    bare: bool = False,
 ) -> Assignments:
     """Lists all distinct assignments of objects to legs.
 
-    A decaying particle that has visible legs of its own keeps at least one of them.
+    A decaying particle that has visible legs of its own keeps at least one of them; see `bare`.
 
     Args:
         legs: The decay and the roles of its legs.
@@ -175,6 +180,7 @@ def assign(
             one for each; a kind that is not listed may lose none.
         extra: Most objects of each kind that may have no leg, likewise; None, or a kind that is not
             listed, has no limit.
+        bare: Whether a particle may lose the only visible leg of its own.
 
     >>> top = DecayLegs.of("p p > t t~, (t > b W, W > q q), (t~ > b W, W > q q)",
     ...     kinds={"b": "jet", "q": "jet"}, like={"t~": "t"})
@@ -188,7 +194,7 @@ def assign(
     spare = _limits(legs, extra, _MOST_OBJECTS)
     _check_counts(legs, counts, lost, spare)
     kinds = tuple(kind for kind, count in counts.items() for _ in range(count))
-    search = _Enumeration(legs, kinds, lost)
+    search = _Enumeration(legs, kinds, lost, bare)
     found = search.nodes(legs.topology.roots)
     columns = np.argsort(found.legs)
     index = found.index[:, columns]
@@ -238,8 +244,10 @@ def _check_kind(legs: DecayLegs, kind: str) -> None:
 def _check_counts(
     legs: DecayLegs, counts: Mapping[str, int], lost: Mapping[str, int], spare: Mapping[str, int]
 ) -> None:
-    for kind in counts:
+    for kind, count in counts.items():
         _check_kind(legs, kind)
+        if not isinstance(count, int) or count < 0:
+            raise TopologyError(f"'counts' should be whole numbers, got {count!r} of '{kind}'.")
     if sum(counts.values()) > _MOST_OBJECTS:
         raise TopologyError(f"More than {_MOST_OBJECTS} objects cannot be assigned: keep fewer.")
     for kind in lost:

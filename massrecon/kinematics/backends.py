@@ -40,6 +40,18 @@ def compiled(function: Function) -> Function:
         return njit(nogil=True, error_model="numpy")(function)
 
 
+def inlined(function: Function) -> Function:
+    """Compiles a function into those that call it, for the innermost steps of a kernel.
+
+    It does not count references to arrays, which costs more than small steps themselves, so that it
+    can use the arrays that it is given, but not make any.
+    """
+    if not importlib.util.find_spec("numba"):
+        return function
+    njit = importlib.import_module("numba").njit
+    return njit(_nrt=False, forceinline=True, nogil=True, error_model="numpy")(function)
+
+
 def shared(function: Function) -> Function:
     """Lets compiled functions call a function that also works on tensors, as plain Python."""
     if not importlib.util.find_spec("numba"):

@@ -112,7 +112,7 @@ def visible_mass_edge(
 
     References:
         B. C. Allanach, C. G. Lester, M. A. Parker, B. R. Webber, JHEP 09 (2000) 004,
-        hep-ph/0007009, Eq. (4), for massless visible particles.
+        hep-ph/0007009, for massless visible particles.
 
     >>> visible_mass_edge(1000.0, 800.0, 700.0)
     tensor(290.4738, dtype=torch.float64)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from massrecon.kinematics import mixture_algebra as algebra
 from massrecon.kinematics.backends import Backend, choose_backend
-from massrecon.kinematics.mixture_chains import PTMISS, Objects
+from massrecon.kinematics.mixture_chains import PTMISS, SHARE, Objects
 from massrecon.kinematics.mixture_compiled import compiled_posterior
 from massrecon.kinematics.mixture_events import (
     DetectedEvents,
@@ -37,7 +37,8 @@ from massrecon.kinematics.mixture_events import (
     MixtureOptions,
     Plan,
 )
-from massrecon.kinematics.mixture_parameters import ChainResponse, Outlier
+from massrecon.kinematics.mixture_invisible import Fillings
+from massrecon.kinematics.mixture_parameters import ChainResponse, Outlier, TrialPrior
 from massrecon.kinematics.mixture_posterior import MassPosterior, PosteriorCollector
 from massrecon.kinematics.mixture_scheme import MassRegion, MassScheme, ResponseTable
 from massrecon.kinematics.topology import Node
@@ -75,6 +76,7 @@ class KinematicMixture(nn.Module):
 
     Attributes:
         chains: The response of each chain.
+        trial: The prior of the trial masses.
         log_width: Log of a factor on the resolution of each source in `sources`.
         extra: Weights of the traits of an extra object in the log of its probability.
         log_temperature: Log of the temperature T; weights are raised to 1 / T.
@@ -92,10 +94,12 @@ class KinematicMixture(nn.Module):
         region.check_size(len(scheme.names))
         self.scheme, self.response, self.region = scheme, response, region
         self.options = options or MixtureOptions()
-        self.sorter = EventSorter(scheme, response, self.options)
+        fillings = Fillings.of(scheme, region, self.options.shares, self.options.trials)
+        self.sorter = EventSorter(scheme, fillings, response, self.options)
         lossy = frozenset(self.options.missing)
         kinds = tuple(dict.fromkeys(scheme.legs.leg_kinds))
-        self.sources = (*kinds, PTMISS) if scheme.solved else kinds
+        self.sources = (*kinds, PTMISS, SHARE) if scheme.solved else kinds
+        self.trial = TrialPrior(scheme, fillings, region.middle)
         self.chains = nn.ModuleList(
             ChainResponse(scheme, chain, lossy, region.middle) for chain in scheme.legs.chains
         )
@@ -110,10 +114,23 @@ class KinematicMixture(nn.Module):
 
     def _information(self, block: EventBlock) -> list[Tensor]:
         widths = dict(zip(self.sources, self.log_width.exp(), strict=True))
-        return [
+        found = [
             cast(ChainResponse, chain).information(terms, widths, self.extra)
             for chain, terms in zip(self.chains, block.terms, strict=True)
         ]
+        if self.filled_side is not None:
+            builder = block.plan.builders[self.filled_side]
+            shape = (builder.n_roots, len(builder.fillings), len(builder.index))
+            rows = found[self.filled_side].unflatten(1, shape)
+            filling = self.trial.information()[:, None, :, None, None].to(rows)
+            found[self.filled_side] = (rows + filling).flatten(1, 3)
+        return found
+
+    @property
+    def filled_side(self) -> int | None:
+        """The chain that counts shares and trial masses, which are common to all chains."""
+        with_legs = [bool(self.scheme.solved_in(chain)) for chain in self.scheme.legs.chains]
+        return with_legs.index(True) if any(with_legs) else None
 
     def _combined(self, information: Sequence[Tensor], pairs: Tensor) -> Gaussians:
         size = len(self.scheme.names)
@@ -198,11 +215,11 @@ class KinematicMixture(nn.Module):
         return _Best(weight.masked_fill(negligible, -math.inf), best.indices)
 
     def momenta_of(self, node: Node, plan: Plan, objects: Objects) -> tuple[int, Tensor]:
-        """Returns the chain of a resonance and its momenta, shape ``(4, R C, N)``."""
+        """Returns the chain of a resonance and its momenta, shape ``(4, W C, N)``."""
         side = [chain.root.side for chain in self.scheme.legs.chains].index(node.side)
         builder = plan.builders[side]
         p4 = builder.momenta(node, objects)
-        return side, p4.expand(-1, builder.n_roots, -1, -1).flatten(1, 2)
+        return side, p4.expand(-1, builder.n_ways, -1, -1).flatten(1, 2)
 
 
 class _Best(NamedTuple):

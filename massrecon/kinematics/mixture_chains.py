@@ -8,33 +8,33 @@ by the factor 1 + e_k, the masses of the resonances that contain it move by
 is their covariance at relative resolutions r_k. A common factor of all objects that can get lost,
 such as the jets of a chain, moves them by the *lean* sum_k J_ik.
 
-A single invisible leg takes all of ptmiss. With V the visible part of its mother, M the mother's
-mass, m that of the leg, and mu = (M^2 - m_V^2 - m^2) / 2 + V_T . ptmiss,
+Invisible legs are solved for in several *ways*, see `massrecon.kinematics.mixture_invisible`; their
+momenta move with the objects of their mother, with their share of ptmiss, and with trial masses.
 
-    pz = (mu V_z +- E_V sqrt(mu^2 - (E_V^2 - V_z^2)(ptmiss^2 + m^2))) / (E_V^2 - V_z^2).
-
-If the root is not real, ptmiss is scaled down to where it is zero, where the mother first has its
-mass (exact for a massless leg).
-
-Tensors have the axes (roots, configurations, events), of which the first may be 1.
+Tensors have the axes (ways, configurations, events), of which the first may be 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from massrecon.kinematics.assignments import MISSING, Assignments, membership
 from massrecon.kinematics.legs import Chain
+from massrecon.kinematics.mixture_invisible import Fillings, Invisible, Mother, solve
 from massrecon.kinematics.mixture_scheme import MassScheme, ResponseTable
 from massrecon.kinematics.topology import Node
 
-PTMISS = "ptmiss"
+PTMISS, SHARE = "ptmiss", "share"
 TRAITS = ("one", "log pT", "log² pT", "η²")
 """What the probability that an object is extra depends on; pT in units of 50 GeV."""
+
+WAYS = ("log root", "pull² / 2", "pT² / (m² + pT²)", "pz² / E²")
+"""What the probability of a solution depends on: sums over legs, and the momentum of the chain."""
 
 _LIGHTEST = 1.0  # a smaller mass [GeV] is taken as this
 _PT_SCALE = 50.0
@@ -88,49 +88,42 @@ def columns_of(kinds: Sequence[str]) -> dict[str, slice]:
 
 @dataclass(frozen=True, eq=False)
 class ChainTerms:
-    """The measured masses of one chain for each of its C configurations.
+    """The measured masses of one chain for each of its C configurations and W ways to solve it.
 
     Attributes:
         mass: Mass of each of the d measured resonances [GeV].
-        covariance: By source (kind of object or ``ptmiss``) the entries on and above the diagonal
-            of the covariance [GeV²], row by row, None where zero.
+        covariance: By source (kind of object, ``ptmiss`` or ``share``) the entries on and above the
+            diagonal of the covariance [GeV²], row by row, None where zero.
         lean: Change of each mass when all objects that can get lost grow [GeV].
+        by_trial: Derivative of each mass with respect to the trial masses, by their number.
+        trial: The trial masses [GeV], shape ``(P, W, 1, 1)``.
         traits: Sum of the traits of the chosen objects that could be extra, shape ``(T, C, N)``.
+        ways: The `WAYS` of each solution, four tensors.
         lost: Number of lost legs, shape ``(C,)``.
-        unreal: Where the mother of the invisible leg had no real solution, shape ``(C, N)``, or
-            None if the chain has no solved leg.
+        bare: For each mass, whether a decay in it lost all that is seen of it, shape ``(d, C)``.
+        unreal: For each mass, where a leg in it has no real solution; None without solved legs.
     """
 
     mass: list[Tensor]
     covariance: Mapping[str, list[Tensor | None]]
     lean: list[Tensor]
+    by_trial: list[Mapping[int, Tensor]]
+    trial: Tensor
     traits: Tensor
+    ways: list[Tensor]
     lost: Tensor
-    unreal: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class Invisible:
-    """The solved invisible leg, with both roots.
-
-    Attributes:
-        p4: Its four-momentum [GeV], shape ``(4, 2, C, N)``.
-        slopes: Derivatives of its pz with respect to px and py, and to the invariant V . nu.
-        unreal: Where there was no real solution, shape ``(C, N)``.
-    """
-
-    p4: Tensor
-    slopes: tuple[Tensor, Tensor, Tensor]
-    unreal: Tensor
+    bare: Tensor
+    unreal: list[Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """A measured mass [GeV] and how it moves, by kind of object and with ptmiss."""
+    """A measured mass [GeV] and how it moves: by kind of object, leg, and trial mass."""
 
     mass: Tensor
     by_object: Mapping[str, Tensor]
-    by_ptmiss: tuple[Tensor, Tensor] | None
+    by_share: Mapping[int, tuple[Tensor, Tensor]]
+    by_trial: Mapping[int, Tensor]
 
 
 class ChainBuilder:
@@ -138,15 +131,21 @@ class ChainBuilder:
 
     Args:
         scheme: The masses.
+        fillings: How ptmiss may be shared.
         assignments: The assignments, for these numbers of objects.
         chain: Number of the chain.
         lossy: Kinds of which objects can get lost or be extra.
     """
 
     def __init__(
-        self, scheme: MassScheme, assignments: Assignments, chain: int, lossy: frozenset[str]
+        self,
+        scheme: MassScheme,
+        fillings: Fillings,
+        assignments: Assignments,
+        chain: int,
+        lossy: frozenset[str],
     ) -> None:
-        self.scheme, self.lossy = scheme, lossy
+        self.scheme, self.fillings, self.lossy = scheme, fillings, lossy
         self.chain: Chain = scheme.legs.chains[chain]
         self.index = assignments.chains[chain]
         self.columns = columns_of(assignments.kinds)
@@ -157,17 +156,26 @@ class ChainBuilder:
 
     @property
     def n_roots(self) -> int:
-        """Two if the chain has a solved invisible leg, else one."""
-        return 2 if self.solved else 1
+        """Two for each solved invisible leg of the chain, multiplied."""
+        return 1 << len(self.solved)
+
+    @property
+    def n_ways(self) -> int:
+        """Number of ways to solve the chain: roots, and fillings in each."""
+        return self.n_roots * len(self.fillings) if self.solved else 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether the momentum of the produced particle is among those measured."""
+        return self.chain.root in self.measured
 
     def terms(self, objects: Objects) -> ChainTerms:
         """Computes masses, covariances and features for objects of N events."""
-        invisible = self._solve(objects) if self.solved else None
+        invisible = self._solutions(objects)
         found = [self._measure(node, objects, invisible) for node in self.measured]
         covariance = {kind: _products(found, kind) for kind in self.columns}
-        if invisible is not None:
-            square = objects.ptmiss_width**2
-            covariance[PTMISS] = _ptmiss_products(found, square)
+        for at, source in enumerate((PTMISS, SHARE)):
+            covariance[source] = _share_products(found, [leg.variance[at] for leg in invisible])
         root = self.mask(self.chain.root, objects.p4)
         traits = [
             root[:, at] @ objects.traits(at) for k, at in self.columns.items() if k in self.lossy
@@ -176,14 +184,18 @@ class ChainBuilder:
             mass=[row.mass for row in found],
             covariance=covariance,
             lean=[self._lean(row, objects) for row in found],
+            by_trial=[row.by_trial for row in found],
+            trial=self.fillings.trial.T.to(objects.p4).repeat(1, self.n_roots)[..., None, None],
             traits=sum(traits, objects.p4.new_zeros(())),
+            ways=self._ways(objects, invisible),
             lost=(self.index == MISSING).sum(1),
-            unreal=None if invisible is None else invisible.unreal,
+            bare=self.bare,
+            unreal=[self._unreal(node, invisible) for node in self.measured],
         )
 
     def momenta(self, node: Node, objects: Objects) -> Tensor:
-        """Computes the four-momentum of a measured resonance, shape ``(4, R, C, N)``."""
-        return self._p4(node, objects, self._solve(objects) if self.solved else None)
+        """Computes the four-momentum of a measured resonance, shape ``(4, W, C, N)``."""
+        return self._p4(node, objects, self._solutions(objects))
 
     def mask(self, node: Node, like: Tensor) -> Tensor:
         """Returns which objects descend from a resonance in each configuration, ``(C, K)``."""
@@ -193,46 +205,72 @@ class ChainBuilder:
             self._members[node.index] = membership(self.index[:, legs], self.n_objects)
         return self._members[node.index].to(like)
 
-    def _p4(self, node: Node, objects: Objects, invisible: Invisible | None) -> Tensor:
-        visible = (self.mask(node, objects.p4) @ objects.p4).unsqueeze(1)
-        if invisible is None or not self.scheme.has_solved(node):
-            return visible
-        return visible + invisible.p4
+    def _p4(self, node: Node, objects: Objects, invisible: Sequence[Invisible]) -> Tensor:
+        p4 = (self.mask(node, objects.p4) @ objects.p4).unsqueeze(1)
+        for i in self.legs_in(node):
+            p4 = p4 + invisible[i].p4
+        return p4
 
-    def _measure(self, node: Node, objects: Objects, invisible: Invisible | None) -> _Measured:
+    @cached_property
+    def bare(self) -> Tensor:
+        """For each measured resonance whether a decay in it lost all its legs, ``(d, C)``."""
+        found = torch.zeros(len(self.measured), len(self.index), dtype=torch.bool)
+        legs = [leg.index for leg in self.chain.visible]
+        for node in self.chain.resonances:
+            own = [legs.index(child) for child in node.children if child in legs]
+            if own:
+                gone = (self.index[:, own] == MISSING).all(1)
+                inside = [self._descends(node, other) for other in self.measured]
+                found |= torch.tensor(inside)[:, None] & gone
+        return found
+
+    def _descends(self, node: Node, ancestor: Node) -> bool:
+        below = self.scheme.legs.legs_below
+        return set(below(node)) <= set(below(ancestor))
+
+    def legs_in(self, node: Node) -> list[int]:
+        """Returns the numbers of the solved legs of the chain that descend from a resonance."""
+        return [i for i, leg in enumerate(self.solved) if self.scheme.contains(node, leg)]
+
+    def _measure(self, node: Node, objects: Objects, invisible: Sequence[Invisible]) -> _Measured:
         """Computes a mass and its derivatives."""
         p4 = self._p4(node, objects, invisible)
         px, py, pz, e = p4
         mass = (e * e - px * px - py * py - pz * pz).clamp_min(_LIGHTEST**2).sqrt()
         inverse = 1 / mass
-        mask, by_object, by_ptmiss = self.mask(node, p4), {}, None
-        if invisible is not None and self.scheme.has_solved(node):
-            nx, ny, nz, ne = invisible.p4
+        by_share: dict[int, tuple[Tensor, Tensor]] = {}
+        by_trial: dict[int, Tensor] = {}
+        by_constant: dict[int, Tensor] = {}
+        for i in self.legs_in(node):
+            leg, (nx, ny, nz, ne) = invisible[i], invisible[i].p4
             by_z = (e * nz / ne - pz) * inverse
-            by_ptmiss = (
-                (e * nx / ne - px) * inverse + by_z * invisible.slopes[0],
-                (e * ny / ne - py) * inverse + by_z * invisible.slopes[1],
+            by_share[i] = (
+                (e * nx / ne - px) * inverse + by_z * leg.slopes[0],
+                (e * ny / ne - py) * inverse + by_z * leg.slopes[1],
             )
-            by_constant = by_z * invisible.slopes[2]
+            by_constant[i] = by_z * leg.slopes[2]
+            if leg.tried is not None:
+                change = by_constant[i] * leg.mass
+                by_trial[leg.tried] = by_trial.get(leg.tried, 0.0) + change
+        mask, by_object = self.mask(node, p4), {}
         for kind, at in self.columns.items():
             if not bool(mask[:, at].any()):
                 continue
             change = _dot(p4 * inverse, objects.p4[:, at], mask[:, at])
-            if by_ptmiss is not None:
-                change = change + self._through_mother(at, objects, invisible, by_constant)
+            for i, factor in by_constant.items():
+                change = change + self._through_mother(i, at, objects, invisible[i], factor)
             by_object[kind] = change * objects.resolution[at]
-        return _Measured(mass, by_object, by_ptmiss)
+        return _Measured(mass, by_object, by_share, by_trial)
 
     def _through_mother(
-        self, at: slice, objects: Objects, invisible: Invisible | None, by_constant: Tensor
+        self, leg: int, at: slice, objects: Objects, invisible: Invisible, by_constant: Tensor
     ) -> Tensor | float:
-        """Returns how objects change a mass by changing the solution for the invisible leg."""
-        assert self.solved is not None
-        mother = self.solved[1]
+        """Returns how objects change a mass by changing the solution for an invisible leg."""
+        mother = self.scheme.mother(self.solved[leg])
         mask = self.mask(mother, objects.p4)[:, at]
         if not bool(mask.any()):
             return 0.0
-        p4 = self._p4(mother, objects, invisible)
+        p4 = (self.mask(mother, objects.p4) @ objects.p4).unsqueeze(1) + invisible.p4
         return -_dot(p4, objects.p4[:, at], mask) * by_constant.unsqueeze(2)
 
     def _lean(self, row: _Measured, objects: Objects) -> Tensor:
@@ -243,24 +281,70 @@ class ChainBuilder:
         ]
         return sum(parts, torch.zeros_like(row.mass[:1, :1, :1]))
 
-    def _solve(self, objects: Objects) -> Invisible:
-        """Solves for the longitudinal momentum of the invisible leg, both roots."""
-        assert self.solved is not None
-        leg, mother = self.solved
-        mass = self.scheme.known[mother.index] or 0.0
-        own = self.scheme.known[leg.index] or 0.0
-        vx, vy, vz, ve = self.mask(mother, objects.p4) @ objects.p4
-        free = 0.5 * (mass**2 - own**2 - (ve * ve - vx * vx - vy * vy - vz * vz))
-        transverse = (ve * ve - vz * vz).clamp_min(_LIGHTEST**2)
-        scale, unreal = _real_scale(free, transverse, (vx, vy), objects.ptmiss, own)
-        nx, ny = objects.ptmiss[0] * scale, objects.ptmiss[1] * scale
-        mu = free + vx * nx + vy * ny
-        root = (mu * mu - transverse * (nx * nx + ny * ny + own**2)).clamp_min(0).sqrt()
-        nz = torch.stack([(mu * vz + sign * ve * root) / transverse for sign in (1, -1)])
-        ne = (nx * nx + ny * ny + nz * nz + own**2).clamp_min(1e-6).sqrt()
-        slopes = _slopes((vx, vy, vz, ve), (nx, ny, nz, ne), objects.ptmiss_width)
-        p4 = torch.stack(torch.broadcast_tensors(nx, ny, nz, ne))
-        return Invisible(p4, slopes, unreal)
+    def _unreal(self, node: Node, invisible: Sequence[Invisible]) -> Tensor | None:
+        found = [invisible[i].unreal for i in self.legs_in(node)]
+        return torch.stack(found).any(0) if found else None
+
+    def _ways(self, objects: Objects, invisible: Sequence[Invisible]) -> list[Tensor]:
+        zero = torch.zeros_like(objects.p4[0, 0])
+        found = [
+            sum((leg.log_root for leg in invisible), zero),
+            sum((leg.pull for leg in invisible), zero),
+        ]
+        if not self.whole:
+            return [*found, zero, zero]
+        px, py, pz, e = self._p4(self.chain.root, objects, invisible)
+        squared = px * px + py * py
+        return [
+            *found,
+            squared / (e * e - pz * pz).clamp_min(_LIGHTEST**2),
+            pz * pz / (e * e).clamp_min(_LIGHTEST**2),
+        ]
+
+    def _solutions(self, objects: Objects) -> list[Invisible]:
+        """Solves for the invisible legs of the chain in all ways."""
+        return [self._solution(i, objects) for i in range(len(self.solved))]
+
+    def _solution(self, i: int, objects: Objects) -> Invisible:
+        fillings, mother = self.fillings, self.mother(i)
+        signs = 1.0 - 2.0 * ((torch.arange(self.n_roots) >> i) & 1).to(objects.p4)
+        share = fillings.momenta(self.scheme.legs.invisible.index(self.solved[i]), objects.ptmiss)
+        cell = fillings.cell_width(objects.ptmiss) ** 2
+        variances = ((objects.ptmiss_width**2).expand_as(cell), cell)
+        by_ptmiss, by_cell = (v.repeat(self.n_roots, 1).unsqueeze(1) for v in variances)
+        return solve(
+            mother,
+            self.mask(self.scheme.mother(self.solved[i]), objects.p4) @ objects.p4,
+            mother.mass.to(objects.p4).repeat(self.n_roots)[:, None, None],
+            share.repeat(1, self.n_roots, 1).unsqueeze(2),
+            signs.repeat_interleave(len(fillings))[:, None, None],
+            (by_ptmiss, by_cell),
+        )
+
+    def mother(self, i: int) -> Mother:
+        """Returns what is known of the mother of a solved leg of the chain."""
+        leg, fillings = self.solved[i], self.fillings
+        node = self.scheme.mother(leg)
+        parameter, own = self.scheme.parameter[node.index], self.scheme.known[leg.index] or 0.0
+        if parameter is None:
+            mass = torch.full_like(fillings.cell, self.scheme.known[node.index] or 0.0)
+            return Mother(mass, None, 0.0, own)
+        tried = self.scheme.tried.index(parameter)
+        return Mother(fillings.trial[:, tried], tried, float(fillings.trial_width[tried]), own)
+
+    def under(self, node: Node) -> int:
+        """Returns the solved leg whose mother contains a resonance without it, or -1."""
+        for i, leg in enumerate(self.solved):
+            mother = self.scheme.mother(leg)
+            if self._descends(node, mother) and not self.scheme.contains(node, leg):
+                return i
+        return -1
+
+    def smaller(self, one: Node, other: Node) -> int:
+        """Returns which of two measured resonances descends from the other, or -1."""
+        if self._descends(one, other):
+            return self.measured.index(one)
+        return self.measured.index(other) if self._descends(other, one) else -1
 
 
 def _dot(p4: Tensor, objects: Tensor, mask: Tensor) -> Tensor:
@@ -283,45 +367,19 @@ def _products(found: Sequence[_Measured], kind: str) -> list[Tensor | None]:
     return entries
 
 
-def _ptmiss_products(found: Sequence[_Measured], square: Tensor) -> list[Tensor | None]:
-    """Multiplies the changes of the masses by ptmiss, whose variance is `square`."""
+def _share_products(found: Sequence[_Measured], variance: Sequence[Tensor]) -> list[Tensor | None]:
+    """Multiplies the changes of the masses by the shares of the legs, of these variances."""
     entries: list[Tensor | None] = []
     for i, one in enumerate(found):
         for other in found[i:]:
-            if one.by_ptmiss is None or other.by_ptmiss is None:
-                entries.append(None)
-                continue
-            (ax, ay), (bx, by) = one.by_ptmiss, other.by_ptmiss
-            entries.append((ax * bx + ay * by) * square)
+            both = one.by_share.keys() & other.by_share.keys()
+            parts = [
+                (
+                    one.by_share[leg][0] * other.by_share[leg][0]
+                    + one.by_share[leg][1] * other.by_share[leg][1]
+                )
+                * variance[leg]
+                for leg in sorted(both)
+            ]
+            entries.append(sum(parts[1:], parts[0]) if parts else None)
     return entries
-
-
-def _real_scale(
-    free: Tensor, transverse: Tensor, visible: tuple[Tensor, Tensor], ptmiss: Tensor, own: float
-) -> tuple[Tensor, Tensor]:
-    """Finds the factor <= 1 on ptmiss at which the solutions become real.
-
-    The condition E_T |ptmiss| <= free + V_T . ptmiss is linear in the factor for a massless leg.
-    """
-    met = torch.hypot(ptmiss[0], ptmiss[1])
-    size = (met * met + own**2).sqrt()
-    excess = transverse.sqrt() * size - visible[0] * ptmiss[0] - visible[1] * ptmiss[1]
-    unreal = excess > free
-    return torch.where(unreal, (free / excess).clamp(0, 1), torch.ones_like(excess)), unreal
-
-
-def _slopes(
-    visible: tuple[Tensor, ...], leg: tuple[Tensor, ...], ptmiss_width: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Differentiates V . nu = const: pz by px, by py, and by the constant.
-
-    Where the two roots meet, D = d(V . nu) / dpz vanishes and pz moves as a square root: for a step
-    s of the constant and the curvature c, 1 / D is replaced by D / (D^2 + c s).
-    """
-    vx, vy, vz, ve = visible
-    nx, ny, nz, ne = leg
-    gx, gy = vx - ve * nx / ne, vy - ve * ny / ne
-    d = ve * nz / ne - vz
-    curvature = ve * (ne * ne - nz * nz) / ne**3
-    inverse = d / (d * d + curvature * ptmiss_width * torch.hypot(gx, gy)).clamp_min(1e-9)
-    return gx * inverse, gy * inverse, inverse

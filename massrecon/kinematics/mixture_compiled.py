@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from massrecon.kinematics import mixture_kernel as kernel
-from massrecon.kinematics.mixture_chains import PTMISS, ChainBuilder, Objects
+from massrecon.kinematics import mixture_sums as sums
+from massrecon.kinematics.mixture_chains import PTMISS, SHARE, ChainBuilder, Objects
 from massrecon.kinematics.mixture_events import DetectedEvents, Plan
-from massrecon.kinematics.mixture_parameters import FLOOR, ChainResponse
+from massrecon.kinematics.mixture_parameters import BARE, FLOOR, ChainResponse
 from massrecon.kinematics.mixture_posterior import (
     MassPosterior,
     PosteriorCollector,
@@ -34,15 +36,16 @@ def compiled_posterior(
     collector = PosteriorCollector(
         mixture.outlier, mixture.scheme.names, mixture.options.kept, tuple(momenta), events.p4
     )
+    choice = _choice(mixture)
     for rows, plan, objects in mixture.sorter.groups(events, _BLOCK, by="configurations"):
         information = np.concatenate(
             [
                 chain_information(mixture, side, builder, objects)
                 for side, builder in enumerate(plan.builders)
             ],
-            axis=1,
+            axis=2,
         )
-        chosen = _hypotheses(mixture, plan, information, rows, collector.posterior)
+        chosen = _sum(information, plan, choice, rows, collector.posterior)
         carried = [mixture.momenta_of(node, plan, objects) for node in nodes]
         collector.carry(
             rows,
@@ -57,12 +60,19 @@ def compiled_posterior(
 def chain_information(
     mixture: KinematicMixture, side: int, builder: ChainBuilder, objects: Objects
 ) -> np.ndarray:
-    """Computes the information of one chain, shape ``(N, R C, F)``."""
-    scheme, response = mixture.scheme, cast(ChainResponse, mixture.chains[side])
-    m = len(scheme.names)
-    out = np.empty(
-        (len(objects.ptmiss_width), builder.n_roots * len(builder.index), m * (m + 1) // 2 + m + 1)
-    )
+    """Computes the information of one chain, shape ``(N, E, W C)``."""
+    m = len(mixture.scheme.names)
+    shape = (builder.n_ways * len(builder.index), m * (m + 1) // 2 + m + 1)
+    out = np.empty((len(objects.ptmiss_width), shape[1], shape[0]))
+    event = _event_numbers(mixture, builder, objects)
+    tables, numbers = _tables(builder), _chain_numbers(mixture, side, builder)
+    kernel.chain_information(event, tables, numbers, m, out)
+    return out
+
+
+def _event_numbers(
+    mixture: KinematicMixture, builder: ChainBuilder, objects: Objects
+) -> kernel.EventNumbers:
     factor = dict(zip(mixture.sources, (2 * mixture.log_width).exp().tolist(), strict=True))
     variance, extra = objects.resolution**2, torch.zeros_like(objects.resolution)
     lossy = torch.zeros(len(objects.kinds))
@@ -71,66 +81,142 @@ def chain_information(
         if kind in builder.lossy:
             extra[at] = (mixture.extra[:, None, None] * objects.traits(at)).sum(0)
             lossy[at] = 1
-    mother, solution = builder.mask(builder.chain.root, objects.p4) * 0, [1.0, 0.0, 0.0, 0.0, 0.0]
-    if builder.solved:
-        leg, node = builder.solved
-        mother = builder.mask(node, objects.p4)
-        real, unreal = _pair((2 * response.log_invisible).exp())
-        known = [scheme.known[at.index] or 0.0 for at in (node, leg)]
-        solution = [2.0, *known, real, unreal]
-    lost = (builder.index < 0).sum(1)
-    nodes = response.nodes
-    kernel.chain_information(
-        _array(objects.p4.permute(2, 1, 0)),
-        _array(variance.T),
-        _array(extra.T),
-        _array(objects.ptmiss.T),
-        _array(objects.ptmiss_width),
-        factor.get(PTMISS, 0.0),
-        _array(torch.stack([builder.mask(node, objects.p4) for node in nodes])),
-        _array(builder.mask(builder.chain.root, objects.p4)),
-        _array(mother),
-        _array(lossy),
-        np.array([float(builder.solved is not None and scheme.has_solved(n)) for n in nodes]),
-        np.array([-1.0 if (p := scheme.parameter[n.index]) is None else p for n in nodes]),
-        np.array([response.expected(node) for node in nodes]),
-        _array(
-            torch.stack([response.prior, response.shift, (2 * response.log_spread).exp()])[:, lost]
-        ),
-        _array(torch.stack([(2 * response.log_blur).exp(), response.power])[:, :, lost]),
-        np.array(solution),
-        FLOOR,
-        out,
+    legs = mixture.scheme.legs.invisible
+    places = [legs.index(leg) for leg in builder.solved]
+    share = [builder.fillings.momenta(place, objects.ptmiss) for place in places]
+    shape = (0, 2, 1, len(objects.ptmiss_width))
+    shares = torch.stack(share) if share else objects.p4.new_zeros(shape)
+    return kernel.EventNumbers(
+        p4=_array(objects.p4.permute(2, 1, 0)),
+        variance=_array(variance.T),
+        extra=_array(extra.T),
+        lossy=_array(lossy),
+        share=_array(shares.permute(3, 0, 2, 1)),
+        ptmiss=_array(objects.ptmiss_width**2),
+        cell=_array(builder.fillings.cell_width(objects.ptmiss).T ** 2),
     )
-    return out
 
 
-def _pair(values: Tensor) -> tuple[float, float]:
-    return (float(values[0]), float(values[1])) if len(values) else (0.0, 0.0)
+def _chain_numbers(
+    mixture: KinematicMixture, side: int, builder: ChainBuilder
+) -> kernel.ChainNumbers:
+    scheme, response = mixture.scheme, cast(ChainResponse, mixture.chains[side])
+    factor = dict(zip(mixture.sources, (2 * mixture.log_width).exp().tolist(), strict=True))
+    nodes, mothers = response.nodes, [builder.mother(i) for i in range(len(builder.solved))]
+    origin = torch.tensor([mixture.region.middle[p] for p in scheme.tried], dtype=torch.float64)
+    return kernel.ChainNumbers(
+        prior=_array(response.prior),
+        shift=_array(response.shift),
+        spread=_array((2 * response.log_spread).exp()),
+        blur=_array((2 * response.log_blur).exp()),
+        power=_array(response.power),
+        way=_array(response.way),
+        invisible=_array((2 * response.log_invisible).exp()),
+        parameter=_integers([-1 if (p := scheme.parameter[n.index]) is None else p for n in nodes]),
+        expected=np.array([response.expected(node) for node in nodes], dtype=float),
+        tried=_integers([-1 if mother.tried is None else mother.tried for mother in mothers]),
+        own=np.array([mother.own for mother in mothers], dtype=float),
+        mass=_array(torch.stack([m.mass for m in mothers]) if mothers else torch.zeros(0, 1)),
+        cell=np.array([mother.trial_width for mother in mothers], dtype=float),
+        trial=_array(builder.fillings.trial - origin),
+        trial_parameter=_integers(list(scheme.tried)),
+        filling=_filling(mixture, side, builder),
+        factors=np.array([factor.get(PTMISS, 0.0), factor.get(SHARE, 0.0)]),
+        constants=np.array([FLOOR**2, BARE**2, float(builder.whole)]),
+    )
 
 
-def _hypotheses(
-    mixture: KinematicMixture, plan: Plan, information: np.ndarray, rows: Tensor, to: MassPosterior
+def _filling(mixture: KinematicMixture, side: int, builder: ChainBuilder) -> np.ndarray:
+    """Returns what fillings add to the rows of a chain: something in the first one that has any."""
+    rows = mixture.trial.information().T
+    n_fillings = len(builder.fillings) if builder.solved else 1
+    if side == mixture.filled_side:
+        return _array(rows)
+    return np.zeros((n_fillings, rows.shape[1]))
+
+
+@lru_cache(maxsize=512)
+def _tables(builder: ChainBuilder) -> kernel.ChainTables:
+    """Lists the distinct sets of objects of a chain, and which set is what."""
+    like = torch.zeros((), dtype=torch.bool)
+    nodes, legs = builder.measured, builder.solved
+    mothers = [builder.scheme.mother(leg) for leg in legs]
+    masks = [builder.mask(node, like) for node in [builder.chain.root, *nodes, *mothers]]
+    sets, number = torch.unique(torch.cat(masks), dim=0, return_inverse=True)
+    number = number.reshape(len(masks), -1).numpy()
+    members = np.zeros((len(sets), max(1, sets.shape[1])), np.int64)
+    for u, row in enumerate(sets.numpy()):
+        members[u, : row.sum()] = np.flatnonzero(row)
+    of_mothers = number[1 + len(nodes) :]
+    distinct = [np.unique(row) for row in of_mothers]
+    padded = np.full((len(legs), max([1, *(len(row) for row in distinct)])), -1)
+    for i, row in enumerate(distinct):
+        padded[i, : len(row)] = row
+    places = [np.searchsorted(row, of) for row, of in zip(distinct, of_mothers, strict=True)]
+    inside = [[builder.scheme.contains(node, leg) for leg in legs] for node in nodes]
+    return kernel.ChainTables(
+        members=members,
+        n_members=sets.sum(1).numpy().astype(np.int64),
+        chain=_integers(number[0]),
+        node=_integers(number[1 : 1 + len(nodes)]),
+        mother=_integers(places).reshape(len(legs), len(builder.index)),
+        mothers=_integers(padded),
+        inside=np.array(inside, dtype=bool).reshape(len(nodes), len(legs)),
+        under=_integers([builder.under(node) for node in nodes]),
+        smaller=_integers([[builder.smaller(i, j) for j in nodes] for i in nodes]).reshape(
+            len(nodes), len(nodes)
+        ),
+        bare=builder.bare.numpy(),
+        lost=_integers((builder.index < 0).sum(1).numpy()),
+    )
+
+
+def _choice(mixture: KinematicMixture) -> sums.Choice:
+    region = mixture.region
+    ends = zip(region.low, region.high, region.middle, strict=True)
+    return sums.Choice(
+        origin=np.array(region.middle),
+        bounds=np.array([bound - middle for low, high, middle in ends for bound in (low, high)]),
+        power=math.exp(-float(mixture.log_temperature)),
+        least=math.log(mixture.options.least_weight),
+        kept=mixture.options.kept,
+    )
+
+
+def _sum(
+    information: np.ndarray, plan: Plan, choice: sums.Choice, rows: Tensor, to: MassPosterior
 ) -> Tensor:
     """Sums over hypotheses into a posterior; returns the numbers of those kept, ``(kept, n)``."""
-    region, options = mixture.region, mixture.options
-    chosen = np.zeros((len(rows), min(options.kept, len(plan.pairs))), np.int64)
-    offsets = np.cumsum([0, *(b.n_roots * len(b.index) for b in plan.builders)])[:-1]
-    ends = zip(region.low, region.high, region.middle, strict=True)
-    kernel.hypotheses(
+    order, hypotheses = _hypotheses(plan)
+    chosen = np.zeros((len(rows), min(choice.kept, len(plan.pairs))), np.int64)
+    sums.sum_hypotheses(
         information,
-        plan.pairs.numpy() + offsets,
+        hypotheses,
+        choice,
         rows.numpy(),
-        np.array(region.middle),
-        np.array([bound - middle for low, high, middle in ends for bound in (low, high)]),
-        math.exp(-float(mixture.log_temperature)),
-        math.log(options.least_weight),
         to.log_weight.numpy(),
         to.mean.numpy(),
         to.covariance.numpy(),
         chosen,
     )
-    return torch.as_tensor(chosen.T)
+    return order[torch.as_tensor(chosen.T)]
+
+
+@lru_cache(maxsize=512)
+def _hypotheses(plan: Plan) -> tuple[Tensor, sums.Hypotheses]:
+    """Sorts the hypotheses of a plan by their rows; returns the order too."""
+    offsets = np.cumsum([0, *(b.n_ways * len(b.index) for b in plan.builders)])[:-1]
+    rows = plan.pairs.numpy() + offsets
+    order = np.lexsort(rows.T[::-1])
+    rows = np.ascontiguousarray(rows[order])
+    first, starts = np.unique(rows[:, 0], return_index=True)
+    ends = np.append(starts[1:], len(rows))
+    second = np.ascontiguousarray(rows[:, min(1, rows.shape[1] - 1)])
+    return torch.as_tensor(order), sums.Hypotheses(rows, first, ends, second)
+
+
+def _integers(values: object) -> np.ndarray:
+    return np.ascontiguousarray(np.array(values, dtype=np.int64))
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -14,7 +14,9 @@ from torch import Tensor
 from massrecon.errors import InputError, ShapeError
 from massrecon.kinematics.assignments import Assignments, assign
 from massrecon.kinematics.mixture_chains import ChainBuilder, ChainTerms, Objects
+from massrecon.kinematics.mixture_invisible import Fillings
 from massrecon.kinematics.mixture_scheme import MassScheme, ResponseTable
+from massrecon.kinematics.topology import TopologyError
 
 Unit = Literal["hypotheses", "configurations"]
 
@@ -28,12 +30,16 @@ class MixtureOptions:
             kind that is not listed has no limit.
         missing: Most legs of each kind that may have lost their object. Objects of these kinds may
             also be extra, in any number.
+        shares: Ways to share ptmiss among several invisible legs.
+        trials: Trial values of each unknown mass that solves for an invisible leg.
         kept: Number of Gaussians kept for each event, those of largest weight.
         least_weight: Gaussians of less weight, relative to the largest, are left out.
     """
 
     most_objects: Mapping[str, int] = field(default_factory=lambda: {"jet": 8})
     missing: Mapping[str, int] = field(default_factory=lambda: {"jet": 4})
+    shares: int = 24
+    trials: int = 12
     kept: int = 96
     least_weight: float = 1e-4
 
@@ -89,20 +95,18 @@ class Plan:
     Attributes:
         assignments: The assignments.
         builders: One for each chain.
-        pairs: For each hypothesis (assignment and choice of roots) the row of each chain's
-            configurations, shape ``(A, S)``.
-        assignment: Number of the assignment of each hypothesis, shape ``(A,)``.
+        pairs: For each hypothesis (assignment, filling and choice of roots) the row of each chain,
+            ways by configurations, shape ``(A, S)``.
     """
 
     assignments: Assignments
     builders: tuple[ChainBuilder, ...]
     pairs: Tensor
-    assignment: Tensor
 
     @property
     def n_configurations(self) -> int:
-        """Number of configurations of all chains, with roots."""
-        return sum(builder.n_roots * len(builder.index) for builder in self.builders)
+        """Number of configurations of all chains, in all ways."""
+        return sum(builder.n_ways * len(builder.index) for builder in self.builders)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +130,14 @@ class EventSorter:
     """Sorts events into blocks and computes what their chains say."""
 
     def __init__(
-        self, scheme: MassScheme, response: ResponseTable, options: MixtureOptions
+        self,
+        scheme: MassScheme,
+        fillings: Fillings,
+        response: ResponseTable,
+        options: MixtureOptions,
     ) -> None:
-        self.scheme, self.response, self.options = scheme, response, options
+        self.scheme, self.fillings = scheme, fillings
+        self.response, self.options = response, options
         self.plan = lru_cache(maxsize=256)(self._plan)
 
     def blocks(
@@ -138,7 +147,7 @@ class EventSorter:
         by: Unit = "hypotheses",
         most_events: int | None = None,
     ) -> Iterator[EventBlock]:
-        """Yields all events in blocks, with what their chains say.
+        """Yields all events that have an assignment in blocks, with what their chains say.
 
         Args:
             events: The events.
@@ -146,9 +155,6 @@ class EventSorter:
                 of all chains.
             by: Which of the two.
             most_events: Most events of a block.
-
-        Raises:
-            TopologyError: If an event has too few objects for any assignment.
         """
         for rows, plan, objects in self.groups(events, size, by, most_events):
             terms = tuple(builder.terms(objects) for builder in plan.builders)
@@ -157,13 +163,18 @@ class EventSorter:
     def groups(
         self, events: DetectedEvents, size: int, by: Unit, most_events: int | None = None
     ) -> Iterator[tuple[Tensor, Plan, Objects]]:
-        """Yields positions, assignments and objects of events with equally many objects."""
+        """Yields positions, assignments and objects of events with equally many objects.
+
+        Events whose objects allow no assignment are left out.
+        """
         kinds = tuple(k for k in dict.fromkeys(events.kinds) if k in self.scheme.legs.leg_kinds)
         counts = self.counts(events, kinds)
         sum_pt = (torch.hypot(events.p4[..., 0], events.p4[..., 1]) * events.present).sum(1)
         for number in torch.unique(counts, dim=0).tolist():
             rows = (counts == counts.new_tensor(number)).all(1).nonzero().flatten()
             plan = self.plan(tuple(zip(kinds, number, strict=True)))
+            if plan is None:
+                continue
             width = len(plan.pairs) if by == "hypotheses" else plan.n_configurations
             step = max(1, min(size // width, most_events or size))
             for at in rows.split(step):
@@ -182,20 +193,35 @@ class EventSorter:
             columns.append(there if limit is None else there.clamp(max=limit))
         return torch.stack(columns, 1)
 
-    def _plan(self, counts: tuple[tuple[str, int], ...]) -> Plan:
+    def _plan(self, counts: tuple[tuple[str, int], ...]) -> Plan | None:
+        """Makes the plan for these numbers of objects; None if they allow no assignment."""
         legs = self.scheme.legs
-        assignments = assign(legs, dict(counts), missing=self.options.missing)
-        lossy = frozenset(self.options.missing)
+        lost = {k: n for k, n in self.options.missing.items() if k in legs.leg_kinds}
+        try:
+            assignments = assign(legs, dict(counts), missing=lost, bare=True)
+        except TopologyError:
+            return None
         builders = tuple(
-            ChainBuilder(self.scheme, assignments, s, lossy) for s in range(len(legs.chains))
+            ChainBuilder(self.scheme, self.fillings, assignments, s, frozenset(lost))
+            for s in range(len(legs.chains))
         )
-        choices = [
-            [assignments.chain_index[:, s] + root * len(b.index) for root in range(b.n_roots)]
-            for s, b in enumerate(builders)
+        return Plan(assignments, builders, _hypotheses(assignments, builders, len(self.fillings)))
+
+
+def _hypotheses(
+    assignments: Assignments, builders: Sequence[ChainBuilder], n_fillings: int
+) -> Tensor:
+    """Lists the rows of the chains that belong together: equal fillings, any roots."""
+    found = []
+    roots = itertools.product(*(range(builder.n_roots) for builder in builders))
+    for root, filling in itertools.product(roots, range(n_fillings)):
+        ways = [
+            r * n_fillings + filling if builder.solved else 0
+            for r, builder in zip(root, builders, strict=True)
         ]
-        pairs = [torch.stack(choice, 1) for choice in itertools.product(*choices)]
-        numbers = torch.arange(len(assignments)).repeat(len(pairs))
-        return Plan(assignments, builders, torch.cat(pairs), numbers)
+        sizes = [len(builder.index) for builder in builders]
+        found.append(assignments.chain_index + torch.tensor(ways) * torch.tensor(sizes))
+    return torch.cat(found)
 
 
 def _leading(events: DetectedEvents, counts: Mapping[str, int]) -> Tensor:

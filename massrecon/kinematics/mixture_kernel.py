@@ -1,519 +1,539 @@
-"""The kinematic mixture event by event, compiled: the same sums as in torch, without gradients.
+"""What a chain says about masses, compiled: `ChainBuilder.terms` and `ChainResponse.information`.
 
-`chain_information` is `ChainBuilder.terms` followed by `ChainResponse.information`, `hypotheses` is
-the sum over assignments with the choice of what is kept, `restrict` is `mixture_algebra.truncated`.
+Everything that depends on a set of objects alone (its momentum, its resolution, its log weight to
+be extra) is added up once for each distinct set of an event; a mass then moves with object k by
+A . p_k, where the four-vector A is P / y with lowered index, and in the mother of a solved leg by
+B . p_k with B = A - (dy / d(V . nu)) (V + nu). With K = sum_k r_k^2 p_k p_k of the common objects,
+
+    S_ij = A_i K A_j     or, with a common mother,     A_i (K - K_mother) A_j + B_i K_mother B_j.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from massrecon.kinematics.backends import compiled
+from massrecon.kinematics.backends import compiled, inlined
+from massrecon.kinematics.mixture_invisible import LEAST_SQUARED, MOST_PULL
 
-Floats = np.ndarray
+Array = np.ndarray
 _LIGHTEST = 1.0
-_FAR = 25.0  # as in mixture_algebra
-_LEAST = 1e-300
-_CERTAIN = 8.0  # standard deviations: the bound does not matter
-_REACH = 7.0  # standard deviations: a Gaussian ends here on a grid
-_UNLIKELY = -np.inf
+_P4, _LOSSY, _TENSOR, _EXTRA, _N_SUMS = 0, 4, 8, 18, 19
+_FAR_PULL = 18.0  # half a squared pull beyond which a solution is left out
+_N_LEG = 12  # nu (4), slopes (3), variances (2), unreal, log root, pull
 
 
-@compiled
-def invert(a: Floats, n: int) -> float:
+class ChainTables(NamedTuple):
+    """Which objects belong to what, for the C configurations of a chain.
+
+    Attributes:
+        members: Objects of each of U distinct sets, ``(U, K)``, of which `n_members` count.
+        n_members: ``(U,)``.
+        chain: Set of the whole chain, ``(C,)``.
+        node: Set of each measured resonance, ``(d, C)``.
+        mother: Mother of each solved leg as a position in `mothers`, ``(L, C)``.
+        mothers: Distinct sets of the mother of each leg, ``(L, V)``, -1 where there are fewer.
+        inside: Whether a resonance contains a leg, ``(d, L)``.
+        under: Leg whose mother contains a resonance, or -1, ``(d,)``.
+        smaller: The one of two resonances that descends from the other, or -1, ``(d, d)``.
+        bare: Whether a decay in a resonance lost all its legs, ``(d, C)``.
+        lost: Number of lost legs, ``(C,)``.
+    """
+
+    members: Array
+    n_members: Array
+    chain: Array
+    node: Array
+    mother: Array
+    mothers: Array
+    inside: Array
+    under: Array
+    smaller: Array
+    bare: Array
+    lost: Array
+
+
+class ChainNumbers(NamedTuple):
+    """Parameters of a chain, and the fillings.
+
+    Attributes:
+        prior: By number of lost legs, as `shift` and `spread` (squared), ``(P,)``.
+        shift: See `prior`.
+        spread: See `prior`.
+        blur: Squared, by resonance and number of lost legs, ``(d, P)``.
+        power: Likewise.
+        way: Weights of a solution, ``(4,)``.
+        invisible: Squared widths for real and unreal solutions, ``(2,)``.
+        parameter: Unknown mass of each resonance, or -1, ``(d,)``.
+        expected: Known mass, or origin of the unknown one, ``(d,)``.
+        tried: Number of the trial mass of the mother of each leg, or -1, ``(L,)``.
+        own: Mass of each leg, ``(L,)``.
+        mass: Mass of its mother in each filling, ``(L, F)``.
+        cell: Width of the cells of this mass, ``(L,)``.
+        trial: Trial masses from the origin on, ``(F, T)``.
+        trial_parameter: Their unknown masses, ``(T,)``.
+        filling: What each filling adds to the information, ``(F, E)``.
+        factors: On the variances from ptmiss and from cells of shares, ``(2,)``.
+        constants: Squared least width, squared relative width of a bare mass, and whether the
+            momentum of the produced particle is measured, ``(3,)``.
+    """
+
+    prior: Array
+    shift: Array
+    spread: Array
+    blur: Array
+    power: Array
+    way: Array
+    invisible: Array
+    parameter: Array
+    expected: Array
+    tried: Array
+    own: Array
+    mass: Array
+    cell: Array
+    trial: Array
+    trial_parameter: Array
+    filling: Array
+    factors: Array
+    constants: Array
+
+
+class EventNumbers(NamedTuple):
+    """Objects of n events.
+
+    Attributes:
+        p4: ``(n, K, 4)``.
+        variance: Squared relative resolutions with their fitted factors, ``(n, K)``.
+        extra: Log weight of each object to be extra, zero for kinds that cannot, ``(n, K)``.
+        lossy: Which objects can get lost, ``(K,)``.
+        share: Share of ptmiss of each solved leg, ``(n, L, F, 2)``.
+        ptmiss: Variance of each component of ptmiss, ``(n,)``.
+        cell: Variance of each component of a share within its cell, ``(n, F)``.
+    """
+
+    p4: Array
+    variance: Array
+    extra: Array
+    lossy: Array
+    share: Array
+    ptmiss: Array
+    cell: Array
+
+
+class Workspace(NamedTuple):
+    """Numbers of one event: `sums` of sets and `legs`; and of one hypothesis, by resonance.
+
+    Attributes:
+        sums: Momentum, momentum that can get lost, tensor K and extra weight, ``(U, 19)``.
+        legs: Solutions by leg, set of the mother, root and filling, ``(L, V, 2, F, 12)``.
+        chosen: Variances of the share of each leg in a hypothesis, and whether it is unreal,
+            ``(L, 3)``.
+        p4: Momentum, ``(d, 4)``.
+        a: The four-vector A, ``(d, 4)``.
+        b: The four-vectors B, by resonance and leg, ``(d L, 4)``.
+        mass: ``(d,)``.
+        lean: Change when all objects that can get lost grow, ``(d,)``.
+        by_share: Change with the share of each leg, ``(d, L, 2)``.
+        by_trial: Change with each trial mass, ``(d, T)``.
+        s: Covariance, then its inverse, ``(d, d)``.
+        value: Measured less expected masses, ``(d,)``.
+        design: The matrix H, ``(d, M)``.
+        row: The result, ``(E,)``.
+    """
+
+    sums: Array
+    legs: Array
+    chosen: Array
+    p4: Array
+    a: Array
+    b: Array
+    mass: Array
+    lean: Array
+    by_share: Array
+    by_trial: Array
+    s: Array
+    value: Array
+    design: Array
+    row: Array
+
+
+@inlined
+def invert(a: Array, n: int) -> float:
     """Inverts a symmetric positive matrix in place and returns log(det) of it."""
-    log_det = 0.0
+    det = 1.0
     for k in range(n):
         pivot = a[k, k]
-        log_det += math.log(pivot)
+        det *= pivot
+        inverse = 1.0 / pivot
         for i in range(n):
             if i == k:
                 continue
-            ratio = a[i, k] / pivot
+            ratio = a[i, k] * inverse
             for j in range(n):
                 if j != k:
                     a[i, j] -= ratio * a[k, j]
-        for i in range(n):
-            if i != k:
-                a[i, k] /= pivot
-                a[k, i] /= -pivot
-        a[k, k] = 1.0 / pivot
-    return log_det
+            a[i, k] = ratio
+        for j in range(n):
+            a[k, j] *= -inverse
+        a[k, k] = inverse
+    return math.log(det)
 
 
-@compiled
-def solve_invisible(
-    v: Floats, ptmiss: Floats, mass: float, own: float, sign: float, out: Floats
-) -> bool:
-    """Solves for the invisible leg into `out` (px, py, pz, E); says whether ptmiss was scaled."""
+@inlined
+def add_up_sets(event: EventNumbers, n: int, tables: ChainTables, sums: Array) -> None:
+    """Adds up the objects of each distinct set."""
+    for u in range(len(tables.n_members)):
+        for x in range(_N_SUMS):
+            sums[u, x] = 0.0
+        for m in range(tables.n_members[u]):
+            k = tables.members[u, m]
+            r = event.variance[n, k]
+            at = _TENSOR
+            for x in range(4):
+                p = event.p4[n, k, x]
+                sums[u, _P4 + x] += p
+                sums[u, _LOSSY + x] += event.lossy[k] * p
+                for y in range(x, 4):
+                    sums[u, at] += r * p * event.p4[n, k, y]
+                    at += 1
+            sums[u, _EXTRA] += event.extra[n, k]
+
+
+@inlined
+def contract(sums: Array, u: int, a: Array, i: int, b: Array, j: int) -> float:
+    """Contracts the tensor K of a set with two four-vectors, rows of `a` and `b`."""
+    k = _TENSOR
+    x, y, z, e = b[j, 0], b[j, 1], b[j, 2], b[j, 3]
+    return (
+        a[i, 0] * (sums[u, k] * x + sums[u, k + 1] * y + sums[u, k + 2] * z + sums[u, k + 3] * e)
+        + a[i, 1]
+        * (sums[u, k + 1] * x + sums[u, k + 4] * y + sums[u, k + 5] * z + sums[u, k + 6] * e)
+        + a[i, 2]
+        * (sums[u, k + 2] * x + sums[u, k + 5] * y + sums[u, k + 7] * z + sums[u, k + 8] * e)
+        + a[i, 3]
+        * (sums[u, k + 3] * x + sums[u, k + 6] * y + sums[u, k + 8] * z + sums[u, k + 9] * e)
+    )
+
+
+@inlined
+def solve_leg(v: Array, share: Array, mass: float, own: float, sign: float, leg: Array) -> bool:
+    """Solves for an invisible leg, see `mixture_invisible`.
+
+    Expects the variances of the share in `leg`, and the step of the trial mass where the root goes.
+    """
     free = 0.5 * (mass**2 - own**2 - (v[3] ** 2 - v[0] ** 2 - v[1] ** 2 - v[2] ** 2))
-    transverse = max(v[3] ** 2 - v[2] ** 2, _LIGHTEST**2)
-    x, y = ptmiss[0], ptmiss[1]
+    transverse = max(v[3] ** 2 - v[2] ** 2, LEAST_SQUARED)
+    x, y = share[0], share[1]
     excess = math.sqrt(transverse * (x * x + y * y + own**2)) - v[0] * x - v[1] * y
-    unreal = excess > free
+    unreal, missing = excess > free, 0.0
     if unreal:
         scale = min(max(free / excess, 0.0), 1.0)
+        missing = (1.0 - scale) ** 2 * (x * x + y * y)
         x, y = x * scale, y * scale
     mu = free + v[0] * x + v[1] * y
-    root = math.sqrt(max(mu * mu - transverse * (x * x + y * y + own**2), 0.0))
-    z = (mu * v[2] + sign * v[3] * root) / transverse
-    out[0], out[1], out[2] = x, y, z
-    out[3] = math.sqrt(max(x * x + y * y + z * z + own**2, 1e-6))
+    squared = max(mu * mu - transverse * (x * x + y * y + own**2), 0.0)
+    z = (mu * v[2] + sign * v[3] * math.sqrt(squared)) / transverse
+    e = math.sqrt(max(x * x + y * y + z * z + own**2, 1e-6))
+    gx, gy = v[0] - v[3] * x / e, v[1] - v[3] * y / e
+    variance = leg[7] + leg[8]
+    step = math.sqrt(variance * (gx * gx + gy * gy)) + leg[10]
+    d = v[3] * z / e - v[2]
+    inverse = d / max(d * d + v[3] * (e * e - z * z) / e**3 * step, 1e-9)
+    leg[0], leg[1], leg[2], leg[3] = x, y, z, e
+    leg[4], leg[5], leg[6] = gx * inverse, gy * inverse, inverse
+    leg[9] = 1.0 if unreal else 0.0
+    leg[10] = 0.5 * math.log(squared + abs(mu) * step)
+    leg[11] = min(0.5 * missing / variance, MOST_PULL)
     return unreal
 
 
-@compiled
-def slopes_of(v: Floats, nu: Floats, width: float, out: Floats) -> None:
-    """Differentiates the solution, see `mixture_chains`."""
-    gx, gy = v[0] - v[3] * nu[0] / nu[3], v[1] - v[3] * nu[1] / nu[3]
-    d = v[3] * nu[2] / nu[3] - v[2]
-    curvature = v[3] * (nu[3] ** 2 - nu[2] ** 2) / nu[3] ** 3
-    inverse = d / max(d * d + curvature * width * math.hypot(gx, gy), 1e-9)
-    out[0], out[1], out[2] = gx * inverse, gy * inverse, inverse
+@inlined
+def solve_legs(
+    event: EventNumbers, n: int, tables: ChainTables, numbers: ChainNumbers, work: Workspace
+) -> None:
+    """Solves for the legs of an event with all mothers, roots and fillings."""
+    for i in range(len(tables.mothers)):
+        for m in range(tables.mothers.shape[1]):
+            u = tables.mothers[i, m]
+            if u < 0:
+                break
+            for f in range(numbers.mass.shape[1]):
+                for r in range(2):
+                    leg = work.legs[i, m, r, f]
+                    leg[7], leg[8] = event.ptmiss[n], event.cell[n, f]
+                    leg[10] = numbers.mass[i, f] * numbers.cell[i]
+                    solve_leg(
+                        work.sums[u],
+                        event.share[n, i, f],
+                        numbers.mass[i, f],
+                        numbers.own[i],
+                        1.0 - 2.0 * r,
+                        leg,
+                    )
 
 
-@compiled
-def measure(
-    at: tuple[int, int, int, int],
-    p4: Floats,
-    used: Floats,
-    members: Floats,
-    mother: Floats,
-    total: Floats,
-    nu: Floats,
-    slopes: Floats,
-    through: bool,
-    change: Floats,
-    by_ptmiss: Floats,
-) -> float:
-    """Computes a mass and fills its change by each used object and by ptmiss.
-
-    `at` are the numbers of event, resonance and configuration, and how many objects are used;
-    `mother` is V + nu, followed by what belongs to V.
-    """
-    n, i, c, n_used = at
-    squared = total[3] ** 2 - total[0] ** 2 - total[1] ** 2 - total[2] ** 2
+@inlined
+def measure(work: Workspace, i: int, u: int) -> None:
+    """Fills mass, A and lean of a resonance from its momentum."""
+    p, a = work.p4, work.a
+    squared = p[i, 3] ** 2 - p[i, 0] ** 2 - p[i, 1] ** 2 - p[i, 2] ** 2
     mass = math.sqrt(max(squared, _LIGHTEST**2))
     inverse = 1.0 / mass
-    by_z = 0.0
-    by_ptmiss[i, 0] = by_ptmiss[i, 1] = 0.0
-    if through:
-        by_z = (total[3] * nu[2] / nu[3] - total[2]) * inverse
-        for x in range(2):
-            own = (total[3] * nu[x] / nu[3] - total[x]) * inverse
-            by_ptmiss[i, x] = own + by_z * slopes[x]
-    for u in range(n_used):
-        k = used[u]
-        x, y, z, e = p4[n, k, 0], p4[n, k, 1], p4[n, k, 2], p4[n, k, 3]
-        product = total[3] * e - total[0] * x - total[1] * y - total[2] * z
-        change[i, u] = product * inverse if members[i, c, k] else 0.0
-        if through and mother[4 + k]:
-            product = mother[3] * e - mother[0] * x - mother[1] * y - mother[2] * z
-            change[i, u] -= product * by_z * slopes[2]
-    return mass
+    work.mass[i] = mass
+    lean = 0.0
+    for x in range(4):
+        a[i, x] = (p[i, x] if x == 3 else -p[i, x]) * inverse
+        lean += a[i, x] * work.sums[u, _LOSSY + x]
+    work.lean[i] = lean
+
+
+@inlined
+def add_leg(work: Workspace, i: int, at: int, mother: int, tried: int, solved: tuple) -> None:
+    """Adds what a solved leg does to a resonance: B, lean, and changes with share and trial mass.
+
+    `solved` are the set of the mother among those of the leg, root, filling, and its mass.
+    """
+    m, r, f, mass = solved
+    legs, p, inverse, n_legs = work.legs, work.p4, 1.0 / work.mass[i], work.legs.shape[0]
+    nz, ne = legs[at, m, r, f, 2], legs[at, m, r, f, 3]
+    by_z = (p[i, 3] * nz / ne - p[i, 2]) * inverse
+    for x in range(2):
+        own = (p[i, 3] * legs[at, m, r, f, x] / ne - p[i, x]) * inverse
+        work.by_share[i, at, x] = own + by_z * legs[at, m, r, f, 4 + x]
+    by_constant = by_z * legs[at, m, r, f, 6]
+    for x in range(4):
+        total = work.sums[mother, _P4 + x] + legs[at, m, r, f, x]
+        change = by_constant * (total if x == 3 else -total)
+        work.b[i * n_legs + at, x] = work.a[i, x] - change
+        work.lean[i] -= change * work.sums[mother, _LOSSY + x]
+    if tried >= 0:
+        work.by_trial[i, tried] += by_constant * mass
+
+
+@inlined
+def covariance(work: Workspace, tables: ChainTables, c: int, i: int, j: int) -> float:
+    """Computes the covariance of two masses from the resolutions of their common objects."""
+    small = tables.smaller[i, j]
+    if small < 0:
+        return 0.0
+    u, n_legs = tables.node[small, c], tables.inside.shape[1]
+    rest = contract(work.sums, u, work.a, i, work.a, j)
+    for at in range(n_legs):
+        if tables.inside[small, at]:
+            mother = tables.mothers[at, tables.mother[at, c]]
+            rest -= contract(work.sums, mother, work.a, i, work.a, j)
+            one, other = i * n_legs + at, j * n_legs + at
+            rest += contract(work.sums, mother, work.b, one, work.b, other)
+    large = j if small == i else i
+    at = tables.under[small]
+    if at >= 0 and tables.inside[large, at]:
+        rest = contract(work.sums, u, work.a, small, work.b, large * n_legs + at)
+    return rest
+
+
+@inlined
+def from_shares(work: Workspace, numbers: ChainNumbers, i: int, j: int) -> float:
+    """Computes the covariance of two masses from the shares of the legs in both."""
+    total, chosen = 0.0, work.chosen
+    for at in range(len(chosen)):
+        variance = numbers.factors[0] * chosen[at, 0] + numbers.factors[1] * chosen[at, 1]
+        along = work.by_share[i, at, 0] * work.by_share[j, at, 0]
+        total += variance * (along + work.by_share[i, at, 1] * work.by_share[j, at, 1])
+    return total
+
+
+@inlined
+def fill_row(work: Workspace, numbers: ChainNumbers, f: int, log_weight: float) -> None:
+    """Turns values, their inverse covariance and H into information on the unknown masses."""
+    size, m, row, s = len(work.value), work.design.shape[1], work.row, work.s
+    at = m * (m + 1) // 2
+    for x in range(len(row)):
+        row[x] = numbers.filling[f, x]
+    for i in range(size):
+        pull = 0.0
+        for j in range(size):
+            pull += s[i, j] * work.value[j]
+        log_weight -= 0.5 * pull * work.value[i]
+        for p in range(m):
+            h = work.design[i, p]
+            if h == 0.0:
+                continue
+            row[at + p] += h * pull
+            entry = p * m - p * (p - 1) // 2
+            for q in range(p, m):
+                for j in range(size):
+                    row[entry + q - p] += h * s[i, j] * work.design[j, q]
+    row[at + m] += log_weight
+
+
+@inlined
+def fill_values(work: Workspace, numbers: ChainNumbers, f: int, lost: int) -> None:
+    """Fills measured less expected masses, and the rows of H."""
+    for i in range(len(work.value)):
+        value = work.mass[i] + numbers.shift[lost] * work.lean[i] - numbers.expected[i]
+        for p in range(work.design.shape[1]):
+            work.design[i, p] = 0.0
+        if numbers.parameter[i] >= 0:
+            work.design[i, numbers.parameter[i]] = 1.0
+        for t in range(len(numbers.trial_parameter)):
+            by = work.by_trial[i, t]
+            value -= by * numbers.trial[f, t]
+            work.design[i, numbers.trial_parameter[t]] -= by
+        work.value[i] = value
+
+
+@inlined
+def weigh_momentum(work: Workspace, numbers: ChainNumbers) -> float:
+    """Returns the log weight of the momentum of the produced particle, if it is measured."""
+    if numbers.constants[2] == 0.0:
+        return 0.0
+    squared = work.p4[0, 0] ** 2 + work.p4[0, 1] ** 2
+    z, e = work.p4[0, 2] ** 2, work.p4[0, 3] ** 2
+    return numbers.way[2] * squared / max(e - z, _LIGHTEST**2) + numbers.way[3] * z / max(
+        e, _LIGHTEST**2
+    )
+
+
+@inlined
+def add_solutions(
+    work: Workspace, tables: ChainTables, numbers: ChainNumbers, c: int, r: int, f: int
+) -> float:
+    """Completes the resonances with the solved legs; returns the log weight of this solution.
+
+    It is -inf where the solution is far from real, or counted with another root.
+    """
+    log_weight, size = 0.0, len(work.mass)
+    for at in range(len(tables.mothers)):
+        m, root = tables.mother[at, c], (r >> at) & 1
+        pull = numbers.way[1] * work.legs[at, m, root, f, 11]
+        if work.legs[at, m, root, f, 9] != 0.0:
+            if root == 1 or pull < -_FAR_PULL:
+                log_weight = -np.inf
+            log_weight += math.log(2.0)
+        log_weight += numbers.way[0] * work.legs[at, m, root, f, 10] + pull
+        for x in range(3):
+            work.chosen[at, x] = work.legs[at, m, root, f, 7 + x]
+    if log_weight == -np.inf:
+        return log_weight
+    for i in range(size):
+        u, solved = tables.node[i, c], False
+        for at in range(len(tables.mothers)):
+            for x in range(2):
+                work.by_share[i, at, x] = 0.0
+            solved = solved or tables.inside[i, at]
+        for t in range(work.by_trial.shape[1]):
+            work.by_trial[i, t] = 0.0
+        if not solved:
+            continue
+        for x in range(4):
+            work.p4[i, x] = work.sums[u, x]
+        for at in range(len(tables.mothers)):
+            if tables.inside[i, at]:
+                for x in range(4):
+                    work.p4[i, x] += work.legs[at, tables.mother[at, c], (r >> at) & 1, f, x]
+        measure(work, i, u)
+        for at in range(len(tables.mothers)):
+            if tables.inside[i, at]:
+                m = tables.mother[at, c]
+                chosen = (m, (r >> at) & 1, f, numbers.mass[at, f])
+                add_leg(work, i, at, tables.mothers[at, m], numbers.tried[at], chosen)
+    return log_weight
+
+
+@inlined
+def fill_covariance(work: Workspace, tables: ChainTables, numbers: ChainNumbers, c: int) -> None:
+    """Fills the covariance of the masses."""
+    lost, n_legs = tables.lost[c], len(work.chosen)
+    for i in range(len(work.mass)):
+        for j in range(i, len(work.mass)):
+            entry = numbers.spread[lost] * work.lean[i] * work.lean[j]
+            entry += covariance(work, tables, c, i, j)
+            if n_legs:
+                entry += from_shares(work, numbers, i, j)
+            work.s[i, j] = work.s[j, i] = entry
+        blur = numbers.blur[i, lost] + (numbers.constants[1] if tables.bare[i, c] else 0.0)
+        work.s[i, i] += blur * work.mass[i] ** 2 + numbers.constants[0]
+        solved, unreal = False, False
+        for at in range(n_legs):
+            if tables.inside[i, at]:
+                solved, unreal = True, unreal or work.chosen[at, 2] != 0.0
+        if solved:
+            work.s[i, i] += numbers.invisible[1] if unreal else numbers.invisible[0]
+
+
+@inlined
+def inform(
+    work: Workspace, tables: ChainTables, numbers: ChainNumbers, at: tuple[int, int, int]
+) -> None:
+    """Fills the row of information of one configuration `c`, root `r` and filling `f`."""
+    c, r, f = at
+    log_weight = add_solutions(work, tables, numbers, c, r, f)
+    if log_weight == -np.inf:
+        for x in range(len(work.row)):
+            work.row[x] = numbers.filling[f, x]
+        work.row[len(work.row) - 1] = -np.inf
+        return
+    lost = tables.lost[c]
+    log_weight += numbers.prior[lost] - work.sums[tables.chain[c], _EXTRA]
+    log_weight += weigh_momentum(work, numbers)
+    fill_covariance(work, tables, numbers, c)
+    for i in range(len(work.mass)):
+        log_weight += numbers.power[i, lost] * math.log(work.mass[i])
+    fill_values(work, numbers, f, lost)
+    log_weight -= 0.5 * invert(work.s, len(work.mass))
+    fill_row(work, numbers, f, log_weight)
+
+
+@inlined
+def inform_all(
+    event: EventNumbers,
+    tables: ChainTables,
+    numbers: ChainNumbers,
+    work: Workspace,
+    out: Array,
+) -> None:
+    """Fills the information of all events; see `chain_information`."""
+    n_legs, n_fillings = len(tables.mothers), len(numbers.filling)
+    for n in range(len(out)):
+        add_up_sets(event, n, tables, work.sums)
+        solve_legs(event, n, tables, numbers, work)
+        for c in range(len(tables.lost)):
+            for i in range(len(work.mass)):
+                u = tables.node[i, c]
+                for x in range(4):
+                    work.p4[i, x] = work.sums[u, x]
+                measure(work, i, u)
+            row = c
+            for r in range(1 << n_legs):
+                for f in range(n_fillings):
+                    inform(work, tables, numbers, (c, r, f))
+                    for x in range(len(work.row)):
+                        out[n, x, row] = work.row[x]
+                    row += len(tables.lost)
 
 
 @compiled
 def chain_information(
-    p4: Floats,
-    variance: Floats,
-    extra: Floats,
-    ptmiss: Floats,
-    ptmiss_width: Floats,
-    ptmiss_factor: float,
-    members: Floats,
-    chain_members: Floats,
-    mother_members: Floats,
-    lossy: Floats,
-    has_solved: Floats,
-    parameter: Floats,
-    expected: Floats,
-    by_lost: Floats,
-    by_mass: Floats,
-    solution: Floats,
-    floor: float,
-    out: Floats,
+    event: EventNumbers, tables: ChainTables, numbers: ChainNumbers, n_masses: int, out: Array
 ) -> None:
-    """Fills `out` ``(N, R C, M (M + 1) / 2 + M + 1)`` for one chain.
-
-    Args:
-        p4: Objects ``(N, K, 4)``.
-        variance: Squared relative resolutions with their fitted factors ``(N, K)``.
-        extra: Log weight of each object to be extra ``(N, K)``, zero for kinds that cannot.
-        ptmiss: ``(N, 2)``.
-        ptmiss_width: ``(N,)``.
-        ptmiss_factor: Fitted factor on its square.
-        members: Objects of each measured resonance ``(d, C, K)``.
-        chain_members: Objects of the whole chain ``(C, K)``.
-        mother_members: Objects of the mother of the solved leg ``(C, K)``.
-        lossy: Which objects can get lost ``(K,)``.
-        has_solved: Which resonances contain the solved leg ``(d,)``.
-        parameter: Unknown mass of each resonance, or -1 ``(d,)``.
-        expected: Known mass, or origin of the unknown one ``(d,)``.
-        by_lost: Prior, shift and squared spread of each configuration ``(3, C)``.
-        by_mass: Squared blur and power of each resonance and configuration ``(2, d, C)``.
-        solution: Number of roots, mass of the mother, mass of the leg, squared widths for real and
-            unreal solutions ``(5,)``.
-        floor: Least width of a mass.
-        out: The result.
-    """
-    n_events, n_objects = p4.shape[0], p4.shape[1]
-    size, n_configurations = members.shape[0], members.shape[1]
-    roots = int(solution[0])
-    width = out.shape[2]
-    m = 1
-    while m * (m + 1) // 2 + m + 1 < width:
-        m += 1
-    visible, total = np.empty((size, 4)), np.empty(4)
-    v, nu, slopes = np.empty(4), np.empty(4), np.empty(3)
-    mother, used = np.zeros(4 + n_objects), np.zeros(n_objects, np.int64)
-    change, by_ptmiss = np.empty((size, n_objects)), np.empty((size, 2))
-    mass, lean = np.empty(size), np.empty(size)
-    values, pull = np.empty(size), np.empty(size)
-    s = np.empty((size, size))
-    information, vector = np.empty((m, m)), np.empty(m)
-    for n in range(n_events):
-        for c in range(n_configurations):
-            prior, n_used = by_lost[0, c], 0
-            for k in range(n_objects):
-                if chain_members[c, k]:
-                    prior -= extra[n, k]
-                    used[n_used] = k
-                    n_used += 1
-            for i in range(size):
-                for x in range(4):
-                    visible[i, x] = 0.0
-                for u in range(n_used):
-                    k = used[u]
-                    if members[i, c, k]:
-                        for x in range(4):
-                            visible[i, x] += p4[n, k, x]
-            for r in range(roots):
-                row, unreal = r * n_configurations + c, False
-                if roots == 2:
-                    for x in range(4):
-                        v[x] = 0.0
-                    for k in range(n_objects):
-                        mother[4 + k] = mother_members[c, k]
-                        if mother_members[c, k]:
-                            for x in range(4):
-                                v[x] += p4[n, k, x]
-                    unreal = solve_invisible(
-                        v, ptmiss[n], solution[1], solution[2], 1.0 - 2.0 * r, nu
-                    )
-                    slopes_of(v, nu, ptmiss_width[n], slopes)
-                    for x in range(4):
-                        mother[x] = v[x] + nu[x]
-                for i in range(size):
-                    through = roots == 2 and has_solved[i] != 0
-                    for x in range(4):
-                        total[x] = visible[i, x] + (nu[x] if through else 0.0)
-                    at_mass = (n, i, c, n_used)
-                    mass[i] = measure(
-                        at_mass,
-                        p4,
-                        used,
-                        members,
-                        mother,
-                        total,
-                        nu,
-                        slopes,
-                        through,
-                        change,
-                        by_ptmiss,
-                    )
-                    lean[i] = 0.0
-                    for u in range(n_used):
-                        if lossy[used[u]]:
-                            lean[i] += change[i, u]
-                log_weight = prior
-                for i in range(size):
-                    for j in range(i, size):
-                        entry = by_lost[2, c] * lean[i] * lean[j]
-                        for u in range(n_used):
-                            entry += variance[n, used[u]] * change[i, u] * change[j, u]
-                        if roots == 2:
-                            entry += (
-                                ptmiss_factor
-                                * ptmiss_width[n] ** 2
-                                * (
-                                    by_ptmiss[i, 0] * by_ptmiss[j, 0]
-                                    + by_ptmiss[i, 1] * by_ptmiss[j, 1]
-                                )
-                            )
-                        if i == j:
-                            entry += by_mass[0, i, c] * mass[i] ** 2 + floor**2
-                            if roots == 2 and has_solved[i] != 0:
-                                entry += solution[4] if unreal else solution[3]
-                        s[i, j] = s[j, i] = entry
-                    values[i] = mass[i] + by_lost[1, c] * lean[i] - expected[i]
-                    log_weight += by_mass[1, i, c] * math.log(mass[i])
-                log_weight -= 0.5 * invert(s, size)
-                for p in range(m):
-                    vector[p] = 0.0
-                    for q in range(m):
-                        information[p, q] = 0.0
-                for i in range(size):
-                    pull[i] = 0.0
-                    for j in range(size):
-                        pull[i] += s[i, j] * values[j]
-                    log_weight -= 0.5 * pull[i] * values[i]
-                    p = int(parameter[i])
-                    if p < 0:
-                        continue
-                    vector[p] += pull[i]
-                    for j in range(size):
-                        q = int(parameter[j])
-                        if q >= 0:
-                            information[p, q] += s[i, j]
-                # both roots are the same where there is no real one: count it once, for two
-                if unreal:
-                    log_weight = _UNLIKELY if r == 1 else log_weight + math.log(2.0)
-                at = 0
-                for p in range(m):
-                    for q in range(p, m):
-                        out[n, row, at] = information[p, q]
-                        at += 1
-                for p in range(m):
-                    out[n, row, at + p] = vector[p]
-                out[n, row, width - 1] = log_weight
-
-
-@compiled
-def combine(total: Floats, m: int, mean: Floats, covariance: Floats) -> float:
-    """Turns information into mean and covariance; returns the log weight."""
-    if m == 1:
-        covariance[0, 0] = 1.0 / total[0]
-        mean[0] = total[1] / total[0]
-        return total[2] + 0.5 * (total[1] * mean[0] - math.log(total[0]))
-    if m == 2:
-        det = total[0] * total[2] - total[1] * total[1]
-        inverse = 1.0 / det
-        covariance[0, 0], covariance[1, 1] = total[2] * inverse, total[0] * inverse
-        covariance[0, 1] = covariance[1, 0] = -total[1] * inverse
-        mean[0] = covariance[0, 0] * total[3] + covariance[0, 1] * total[4]
-        mean[1] = covariance[1, 0] * total[3] + covariance[1, 1] * total[4]
-        return total[5] + 0.5 * (total[3] * mean[0] + total[4] * mean[1] - math.log(det))
-    at = 0
-    for p in range(m):
-        for q in range(p, m):
-            covariance[p, q] = covariance[q, p] = total[at]
-            at += 1
-    log_det = invert(covariance, m)
-    distance = 0.0
-    for p in range(m):
-        mean[p] = 0.0
-        for q in range(m):
-            mean[p] += covariance[p, q] * total[at + q]
-        distance += mean[p] * total[at + p]
-    return total[len(total) - 1] + 0.5 * (distance - log_det)
-
-
-@compiled
-def add_up(information: Floats, rows: Floats, total: Floats) -> None:
-    """Adds the information of one configuration of each chain into `total`."""
-    for f in range(len(total)):
-        total[f] = information[rows[0], f]
-    for s in range(1, len(rows)):
-        for f in range(len(total)):
-            total[f] += information[rows[s], f]
-
-
-@compiled
-def score_two(information: Floats, n: int, i: int, j: int, bounds: tuple, power: float) -> float:
-    """Returns the score of a hypothesis of two chains and two masses.
-
-    `bounds` are the lowest and highest masses, counted from the origin. The score is the log weight
-    less half the squared distance from them.
-    """
-    p = information[n, i, 0] + information[n, j, 0]
-    q = information[n, i, 1] + information[n, j, 1]
-    r = information[n, i, 2] + information[n, j, 2]
-    u = information[n, i, 3] + information[n, j, 3]
-    v = information[n, i, 4] + information[n, j, 4]
-    det = p * r - q * q
-    inverse = 1.0 / det
-    x, y = (r * u - q * v) * inverse, (p * v - q * u) * inverse
-    own = information[n, i, 5] + information[n, j, 5]
-    score = power * (own + 0.5 * (u * x + v * y - math.log(det)))
-    low, high, low_other, high_other = bounds
-    if x < low or x > high:
-        d = low - x if x < low else x - high
-        score -= 0.5 * d * d * det / r
-    if y < low_other or y > high_other:
-        d = low_other - y if y < low_other else y - high_other
-        score -= 0.5 * d * d * det / p
-    return score
-
-
-@compiled
-def score_any(total: Floats, at: Floats, power: float, mean: Floats, covariance: Floats) -> float:
-    """Returns the score of any hypothesis, see `score_two`."""
-    m = len(mean)
-    score = power * combine(total, m, mean, covariance)
-    for p in range(m):
-        d = max(at[2 * p] - mean[p], mean[p] - at[2 * p + 1], 0.0)
-        score -= 0.5 * d * d / covariance[p, p]
-    return score
-
-
-@compiled
-def hypotheses(
-    information: Floats,
-    pairs: Floats,
-    rows: Floats,
-    origin: Floats,
-    bounds: Floats,
-    power: float,
-    least: float,
-    log_weight: Floats,
-    mean: Floats,
-    covariance: Floats,
-    chosen: Floats,
-) -> None:
-    """Adds up the chains for all hypotheses and keeps the largest.
-
-    Args:
-        information: Of all chains, one below the other ``(n, rows, F)``.
-        pairs: Rows of each hypothesis ``(A, S)``.
-        rows: Events in the results ``(n,)``.
-        origin: What masses are counted from ``(M,)``.
-        bounds: Lowest and highest of each mass, counted from there ``(2 M,)``.
-        power: Power of the weights, 1 / temperature.
-        least: Log of the least weight that is kept, relative to the largest.
-        log_weight: Result ``(N, kept + 1)``, of which the last is left alone.
-        mean: Result ``(N, kept + 1, M)``.
-        covariance: Result ``(N, kept + 1, M, M)``.
-        chosen: Numbers of the hypotheses ``(n, kept)``.
-    """
-    n_pairs, n_chains = pairs.shape
-    width, m, kept = information.shape[2], len(origin), chosen.shape[1]
-    total, mu, cov = np.empty(width), np.empty(m), np.empty((m, m))
-    score, two = np.empty(n_pairs), n_chains == 2 and m == 2
-    ends = (bounds[0], bounds[1], bounds[-2], bounds[-1])
-    for n in range(len(information)):
-        best = -np.inf
-        for a in range(n_pairs):
-            if two:
-                score[a] = score_two(information, n, pairs[a, 0], pairs[a, 1], ends, power)
-            else:
-                add_up(information[n], pairs[a], total)
-                score[a] = score_any(total, bounds, power, mu, cov)
-            best = max(best, score[a])
-        candidates = np.flatnonzero(score > best + least)
-        if len(candidates) > kept:
-            candidates = candidates[np.argsort(-score[candidates])[:kept]]
-        at = rows[n]
-        for i in range(len(candidates)):
-            a = candidates[i]
-            add_up(information[n], pairs[a], total)
-            log_weight[at, i] = power * combine(total, m, mean[at, i], covariance[at, i])
-            chosen[n, i] = a
-            for p in range(m):
-                mean[at, i, p] += origin[p]
-
-
-@compiled
-def normal_below(x: float) -> float:
-    """Returns the probability of a standard normal below x."""
-    return 0.5 * math.erfc(-x * 0.7071067811865476)
-
-
-@compiled
-def restrict(
-    log_weight: Floats,
-    mean: Floats,
-    covariance: Floats,
-    forms: Floats,
-    bounds: Floats,
-    log_inside: Floats,
-    image_mean: Floats,
-    image_variance: Floats,
-) -> None:
-    """Restricts all components, see `massrecon.kinematics.mixture_algebra.truncated`.
-
-    Args:
-        log_weight: Components of -inf are left out ``(N, A)``.
-        mean: ``(N, A, M)``.
-        covariance: ``(N, A, M, M)``.
-        forms: Coefficients of the conditions, and last of the image ``(rows + 1, M)``.
-        bounds: Bounds of the conditions ``(rows, 2)``.
-        log_inside: Log of the probability of the conditions ``(N, A)``.
-        image_mean: Mean of the image under them ``(N, A)``.
-        image_variance: Its variance ``(N, A)``.
-    """
-    n_rows, m, n_forms = len(bounds), forms.shape[1], len(forms)
-    means, cov = np.empty(n_forms), np.empty((n_forms, n_forms))
-    for n in range(len(mean)):
-        for a in range(mean.shape[1]):
-            if log_weight[n, a] == -np.inf:
-                continue
-            for i in range(n_forms):
-                means[i] = 0.0
-                for p in range(m):
-                    means[i] += forms[i, p] * mean[n, a, p]
-                for j in range(i, n_forms):
-                    entry = 0.0
-                    for p in range(m):
-                        for q in range(m):
-                            entry += forms[i, p] * covariance[n, a, p, q] * forms[j, q]
-                    cov[i, j] = cov[j, i] = entry
-            total = 0.0
-            for k in range(n_rows):
-                sigma = math.sqrt(max(cov[k, k], 1e-6))
-                alpha = (bounds[k, 0] - means[k]) / sigma
-                beta = (bounds[k, 1] - means[k]) / sigma
-                if alpha < -_CERTAIN and beta > _CERTAIN:
-                    continue
-                far = max(alpha, -beta)
-                if far > _FAR:
-                    total += -0.5 * far * far - math.log(far * 2.5066282746310002)
-                    edge = far if alpha > 0.0 else -far
-                    shift, shrink = edge + 1.0 / edge, 1.0 - 1.0 / (far * far)
-                else:
-                    alpha, beta = max(alpha, -_FAR), min(beta, _FAR)
-                    upper, lower = (-alpha, -beta) if alpha + beta > 0.0 else (beta, alpha)
-                    inside = max(normal_below(upper) - normal_below(lower), _LEAST)
-                    total += math.log(inside)
-                    phi_a = math.exp(-0.5 * alpha * alpha) * 0.3989422804014327
-                    phi_b = math.exp(-0.5 * beta * beta) * 0.3989422804014327
-                    shift = (phi_a - phi_b) / inside
-                    shrink = shift * shift - (alpha * phi_a - beta * phi_b) / inside
-                    shrink = min(shrink, 1.0)
-                for i in range(k + 1, n_forms):
-                    ratio = cov[i, k] / sigma
-                    means[i] += ratio * shift
-                    for j in range(i, n_forms):
-                        cov[i, j] -= ratio * cov[j, k] / sigma * shrink
-                        cov[j, i] = cov[i, j]
-            log_inside[n, a] = total
-            image_mean[n, a], image_variance[n, a] = (
-                means[n_forms - 1],
-                cov[n_forms - 1, n_forms - 1],
-            )
-
-
-@compiled
-def add_gaussians(
-    height: Floats, mean: Floats, width: Floats, first: float, step: float, out: Floats
-) -> None:
-    """Adds Gaussians ``(N, A)`` on an even grid ``(N, G)``, by recurrence over its points."""
-    n_points = out.shape[1]
-    for n in range(len(mean)):
-        for a in range(mean.shape[1]):
-            if height[n, a] == 0.0:
-                continue
-            x = (first - mean[n, a]) / width[n, a]
-            h = step / width[n, a]
-            start = max(0, math.ceil((-_REACH - x) / h))
-            stop = min(n_points, math.floor((_REACH - x) / h) + 1)
-            x += start * h
-            value = height[n, a] * math.exp(-0.5 * x * x)
-            ratio = math.exp(-h * (x + 0.5 * h))
-            factor = math.exp(-h * h)
-            for g in range(start, stop):
-                out[n, g] += value
-                value *= ratio
-                ratio *= factor
+    """Fills `out` ``(n, E, W C)`` for one chain, E = M (M + 1) / 2 + M + 1."""
+    size, n_legs, n_fillings = len(tables.node), len(tables.mothers), len(numbers.filling)
+    work = Workspace(
+        sums=np.empty((len(tables.n_members), _N_SUMS)),
+        legs=np.empty((n_legs, tables.mothers.shape[1], 2, n_fillings, _N_LEG)),
+        chosen=np.empty((n_legs, 3)),
+        p4=np.empty((size, 4)),
+        a=np.empty((size, 4)),
+        b=np.empty((size * n_legs, 4)),
+        mass=np.empty(size),
+        lean=np.empty(size),
+        by_share=np.zeros((size, n_legs, 2)),
+        by_trial=np.zeros((size, len(numbers.trial_parameter))),
+        s=np.empty((size, size)),
+        value=np.empty(size),
+        design=np.empty((size, n_masses)),
+        row=np.empty(out.shape[1]),
+    )
+    inform_all(event, tables, numbers, work, out)

@@ -15,11 +15,15 @@ from torch import Tensor, nn
 from massrecon.kinematics import mixture_algebra as algebra
 from massrecon.kinematics.legs import Chain
 from massrecon.kinematics.mixture_chains import ChainTerms
+from massrecon.kinematics.mixture_invisible import Fillings
 from massrecon.kinematics.mixture_scheme import MassRegion, MassScheme
 from massrecon.kinematics.topology import Node
 
 FLOOR = 1.0
 """Least width of a measured mass [GeV]."""
+
+BARE = 10.0
+"""Relative width of a mass if a decay in it lost all that is seen of it."""
 
 
 class ChainResponse(nn.Module):
@@ -31,6 +35,7 @@ class ChainResponse(nn.Module):
         log_spread: Log of their common relative width, ``(P,)``.
         log_blur: Log of a relative width of each measured mass, ``(d, P)``.
         power: Power of each measured mass in the prior, from phase space, ``(d, P)``.
+        way: Weights of the `WAYS` of a solution in the log of its probability, ``(4,)``.
         log_invisible: Log of a width [GeV] of masses with the solved invisible leg, for real and
             for unreal solutions, ``(2,)``; empty without one.
     """
@@ -43,13 +48,17 @@ class ChainResponse(nn.Module):
         self.nodes = scheme.measured(chain)
         lost = torch.arange(_most_lost(scheme, chain, lossy) + 1, dtype=torch.float64)
         by_mass = torch.ones(len(self.nodes), len(lost), dtype=torch.float64)
-        self.has_solved = any(scheme.has_solved(node) for node in self.nodes)
+        solved = scheme.solved_in(chain)
+        has_solved = any(scheme.contains(node, leg) for node in self.nodes for leg in solved)
         self.prior = nn.Parameter(-0.8 * lost)
         self.shift = nn.Parameter(0.1 + 0.0 * lost)
         self.log_spread = nn.Parameter((0.03 + 0.07 * lost).log())
         self.log_blur = nn.Parameter(math.log(0.03) * by_mass)
         self.power = nn.Parameter(-by_mass)
-        widths = [12.0, 24.0] if self.has_solved else []
+        # a single leg takes all of ptmiss: nothing is integrated over
+        start = -1.0 if len(scheme.legs.invisible) > 1 else 0.0
+        self.way = nn.Parameter(torch.tensor([start, start, 0.0, 0.0], dtype=torch.float64))
+        widths = [12.0, 24.0] if has_solved else []
         self.log_invisible = nn.Parameter(torch.tensor(widths, dtype=torch.float64).log())
 
     def information(self, terms: ChainTerms, widths: Mapping[str, Tensor], extra: Tensor) -> Tensor:
@@ -63,12 +72,13 @@ class ChainResponse(nn.Module):
             extra: Weights of the traits of extra objects, shape ``(T,)``.
 
         Returns:
-            One row for each entry, shape ``(M (M + 1) / 2 + M + 1, R C, N)``.
+            One row for each entry, shape ``(M (M + 1) / 2 + M + 1, W C, N)``.
         """
-        lost = terms.lost
+        lost, trial = terms.lost, terms.trial
+        columns = zip(terms.mass, terms.lean, terms.by_trial, self.nodes, strict=True)
         values = [
-            mass + self.shift[lost][:, None] * lean - self.expected(node)
-            for mass, lean, node in zip(terms.mass, terms.lean, self.nodes, strict=True)
+            mass + self.shift[lost][:, None] * lean - self.expected(node) - self._moved(by, trial)
+            for mass, lean, by, node in columns
         ]
         inverse, log_det = algebra.invert(self._covariance(terms, widths))
         pull = algebra.times(inverse, values)
@@ -78,9 +88,15 @@ class ChainResponse(nn.Module):
             - (extra[:, None, None] * terms.traits).sum(0)
             - 0.5 * (log_det + algebra.dot(values, pull))
             + algebra.sum_of([p * mass.log() for p, mass in zip(power, terms.mass, strict=True)])
+            + algebra.dot(list(self.way), terms.ways)
         )
-        rows = torch.broadcast_tensors(*self._mapped(inverse, pull), log_weight)
-        return torch.stack(rows).flatten(1, 2)
+        mapped = self._mapped(inverse, pull, terms.by_trial)
+        return torch.stack(torch.broadcast_tensors(*mapped, log_weight)).flatten(1, 2)
+
+    def _moved(self, by_trial: Mapping[int, Tensor], trial: Tensor) -> Tensor | float:
+        """Returns by how much a mass changes between the origin and the trial masses."""
+        origin = [self.origin[p] for p in self.scheme.tried]
+        return sum(by * (trial[k] - origin[k]) for k, by in by_trial.items())
 
     def expected(self, node: Node) -> float:
         """Returns the known mass of a resonance, or the origin of its unknown one."""
@@ -103,42 +119,82 @@ class ChainResponse(nn.Module):
                     if term is not None:
                         parts.append(widths[name] ** 2 * term)
                 if i == j:
-                    parts.append(blur[i] * terms.mass[i] ** 2 + FLOOR**2)
+                    bare = BARE**2 * terms.bare[i].to(blur)[:, None]
+                    parts.append((blur[i] + bare) * terms.mass[i] ** 2 + FLOOR**2)
                     parts += self._solution_width(i, terms)
                 matrix[i][j] = matrix[j][i] = algebra.sum_of(parts)
         return matrix
 
     def _solution_width(self, i: int, terms: ChainTerms) -> list[Tensor]:
-        if terms.unreal is None or not self.scheme.has_solved(self.nodes[i]):
+        unreal = terms.unreal[i]
+        if unreal is None:
             return []
-        real, unreal = (2 * self.log_invisible).exp()
-        return [torch.where(terms.unreal, unreal, real)]
+        real, not_real = (2 * self.log_invisible).exp()
+        return [torch.where(unreal, not_real, real)]
 
-    def _mapped(self, inverse: algebra.Matrix, pull: list[Tensor]) -> list[Tensor]:
+    def _mapped(
+        self, inverse: algebra.Matrix, pull: list[Tensor], by_trial: list[Mapping[int, Tensor]]
+    ) -> list[Tensor]:
         """Maps the information on the measured masses to the unknown ones."""
-        zero = torch.zeros_like(pull[0])
-        of = [self.scheme.parameter[node.index] for node in self.nodes]
-        size = len(self.scheme.names)
+        size, zero = len(self.scheme.names), torch.zeros_like(pull[0])
+        design = [self._design(node, by) for node, by in zip(self.nodes, by_trial, strict=True)]
         matrix: algebra.Matrix = [[zero] * size for _ in range(size)]
         vector = [zero] * size
-        for i, p in enumerate(of):
-            if p is None:
-                continue
-            vector[p] = vector[p] + pull[i]
-            for j, q in enumerate(of):
-                if q is not None:
-                    matrix[p][q] = matrix[p][q] + inverse[i][j]
+        for i, row in enumerate(design):
+            for p, h in row.items():
+                vector[p] = vector[p] + h * pull[i]
+                for j, other in enumerate(design):
+                    for q, k in other.items():
+                        matrix[p][q] = matrix[p][q] + h * inverse[i][j] * k
         return [*algebra.packed(matrix), *vector]
+
+    def _design(self, node: Node, by_trial: Mapping[int, Tensor]) -> dict[int, Tensor | float]:
+        """Returns the row of H of a measured mass, by unknown mass."""
+        row: dict[int, Tensor | float] = {}
+        parameter = self.scheme.parameter[node.index]
+        if parameter is not None:
+            row[parameter] = 1.0
+        for k, by in by_trial.items():
+            p = self.scheme.tried[k]
+            row[p] = row.get(p, 0.0) - by
+        return row
 
 
 def _most_lost(scheme: MassScheme, chain: Chain, lossy: frozenset[str]) -> int:
-    """Counts the legs of a chain that can be lost while each decay keeps one of its own."""
+    """Counts the legs of a chain that can be lost while each decay of several keeps one."""
     most, legs = 0, scheme.legs
     for node in chain.resonances:
         own = [kind for child in node.children if (kind := legs.kinds[child]) is not None]
         can = sum(kind in lossy for kind in own)
-        most += min(can, len(own) - 1) if own else 0
+        most += min(can, max(1, len(own) - 1)) if own else 0
     return most
+
+
+class TrialPrior(nn.Module):
+    """What trial masses and shares of ptmiss add to a hypothesis, see `Fillings`.
+
+    Attributes:
+        power: Power of each trial mass in the prior, shape ``(P,)``.
+    """
+
+    def __init__(self, scheme: MassScheme, fillings: Fillings, origin: Sequence[float]) -> None:
+        super().__init__()
+        self.scheme, self.fillings, self.origin = scheme, fillings, origin
+        self.power = nn.Parameter(torch.zeros(len(scheme.tried), dtype=torch.float64))
+
+    def information(self) -> Tensor:
+        """Computes the rows of `ChainResponse.information` of each filling, ``(..., F)``."""
+        size, fillings = len(self.scheme.names), self.fillings
+        zero = torch.zeros_like(fillings.log_weight)
+        matrix: algebra.Matrix = [[zero] * size for _ in range(size)]
+        vector, log_weight = [zero] * size, fillings.log_weight
+        for k, p in enumerate(self.scheme.tried):
+            trial, inverse = fillings.trial[:, k], fillings.trial_width[k] ** -2
+            value = trial - self.origin[p]
+            matrix[p][p] = zero + inverse
+            vector[p] = value * inverse
+            log_weight = log_weight + self.power[k] * trial.log() - 0.5 * value**2 * inverse
+        return torch.stack([*algebra.packed(matrix), *vector, log_weight])
 
 
 class Outlier(nn.Module):

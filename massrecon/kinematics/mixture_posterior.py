@@ -12,7 +12,7 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, unknown_name
 from massrecon.kinematics import mixture_algebra as algebra
-from massrecon.kinematics import mixture_kernel as kernel
+from massrecon.kinematics import mixture_gaussians as kernel
 from massrecon.kinematics.backends import choose_backend
 from massrecon.kinematics.mixture_parameters import Outlier
 from massrecon.kinematics.mixture_scheme import MassRegion
@@ -20,7 +20,11 @@ from massrecon.kinematics.mixture_scheme import MassRegion
 WINDOW = 30.0
 """Half-width of the window of the summaries [GeV]."""
 
+LEAST_EVIDENCE = -1000.0
+"""Log of the evidence of an event that has no assignment."""
+
 _STEP = 2.5  # of the grid on which summaries are computed [GeV]
+_FINER = 2  # points at which the density is taken between two of them
 _TINY = -50.0  # least exponent: products of denormal numbers are slow
 _NONE = -1e4  # log of no weight at all
 _EDGE = -300.0  # log of the part inside below which a Gaussian counts as its edge
@@ -133,16 +137,23 @@ class MassPosterior:
         others = [row for row in self.region.rows if list(row[0]) != own]
         mean, variance = self._image(others, own)
         region = MassRegion((low,), (high,))
-        inside = algebra.log_probability([mean], [[variance]], region.rows)
-        return MassPosterior(
+        found = MassPosterior(
             (name,),
             region,
             self.log_weight,
             mean.unsqueeze(-1),
             variance[..., None, None],
-            inside,
+            torch.zeros_like(mean),
             self.log_evidence,
         )
+        found.log_inside.copy_(found.log_probability(region.rows))
+        return found
+
+    def log_probability(self, rows: Sequence[algebra.Row]) -> Tensor:
+        """Computes the log of the part of each Gaussian that fulfils conditions, ``(N, A)``."""
+        if choose_backend("auto", self.mean.device) == "numba":
+            return restricted(self, rows, None)[0]
+        return algebra.log_probability(list(self.mean.unbind(-1)), self._entries(), rows)
 
     def _image(self, rows: Sequence[algebra.Row], form: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Returns mean and variance of a linear form of the masses under some conditions."""
@@ -227,18 +238,18 @@ class MassPosterior:
     @property
     def summary_names(self) -> tuple[str, ...]:
         """Names of the `summaries`, four for each mass and two for the event."""
-        kinds = ("median", "half_width", "window", "window_probability")
-        by_mass = [f"{name}_{kind}" for name in self.names for kind in kinds]
-        return (*by_mass, "log_evidence", "log_hypotheses")
+        return summary_names(self.names)
 
-    def summaries(self) -> Tensor:
+    def summaries(self, window: float = WINDOW) -> Tensor:
         """Summarises the posterior of each event, shape ``(N, 4 M + 2)``, for models to read.
 
         For each mass: median [GeV], half the width of the central 68 % [GeV], centre of the window
-        of half-width `WINDOW` with the most probability [GeV], and this probability. For the event:
+        of half-width `window` with the most probability [GeV], and this probability. For the event:
         log of the evidence, and log of the effective number of hypotheses, the entropy of weights.
+        All are finite for any event; one without an assignment has the median of the prior and
+        `LEAST_EVIDENCE`.
         """
-        columns = [column for name in self.names for column in _summary(self.marginal(name))]
+        columns = [c for name in self.names for c in _summary(self.marginal(name), window)]
         weight = self.log_weight.exp()
         entropy = -(weight * self.log_weight.clamp_min(-100)).sum(1)
         return torch.stack([*columns, self.log_evidence, entropy], 1)
@@ -246,6 +257,12 @@ class MassPosterior:
     def _entries(self) -> algebra.Matrix:
         n = len(self.names)
         return [[self.covariance[..., i, j] for j in range(n)] for i in range(n)]
+
+
+def summary_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of the summaries of a posterior of some masses."""
+    kinds = ("median", "half_width", "window", "window_probability")
+    return (*(f"{n}_{kind}" for n in names for kind in kinds), "log_evidence", "log_hypotheses")
 
 
 def restricted(
@@ -270,19 +287,31 @@ def restricted(
     return log_inside, mean, variance
 
 
-def _summary(marginal: MassPosterior) -> list[Tensor]:
+def _summary(marginal: MassPosterior, window: float) -> list[Tensor]:
     low, high = marginal.region.low[0], marginal.region.high[0]
-    steps = max(8, math.ceil((high - low) / _STEP))
+    steps = max(8, math.ceil((high - low) / min(_STEP, window / 4)))
     grid = torch.linspace(low, high, steps + 1, dtype=marginal.mean.dtype)
     grid = grid.to(marginal.mean.device)
-    below = marginal.cumulative(grid)
-    below = below / below[:, -1:]
+    below = _binned(marginal, grid)
     ends = [_quantile(below, grid, level) for level in (0.16, 0.5, 0.84)]
-    reach = round(WINDOW / ((high - low) / steps))
+    reach = min(round(window / ((high - low) / steps)), steps)
     padded = torch.nn.functional.pad(below, (reach, 0))
-    upper = torch.cat([below[:, reach:], below[:, -1:].expand(-1, min(reach, len(grid)))], 1)
-    best = (upper[:, : len(grid)] - padded[:, : len(grid)]).max(1)
+    upper = torch.cat([below[:, reach:], below[:, -1:].expand(-1, reach)], 1)
+    best = (upper - padded[:, : len(grid)]).max(1)
     return [ends[1], (ends[2] - ends[0]) / 2, grid[best.indices], best.values]
+
+
+def _binned(marginal: MassPosterior, grid: Tensor) -> Tensor:
+    """Computes the probability below the points of a grid from the density between them."""
+    step = float(grid[1] - grid[0])
+    finer = (len(grid) - 1) * _FINER
+    middles = grid[0] + (torch.arange(finer).to(grid) + 0.5) * (step / _FINER)
+    mass = marginal.density(middles).unflatten(1, (-1, _FINER)).sum(2)
+    below = torch.nn.functional.pad(mass.cumsum(1), (1, 0))
+    total = below[:, -1:]
+    # a posterior that only reaches in from afar lies at the edge
+    exact = marginal.cumulative(grid) if bool((total <= 0).any()) else below
+    return torch.where(total > 0, below / total.clamp_min(1e-300), exact)
 
 
 def _quantile(below: Tensor, grid: Tensor, level: float) -> Tensor:
@@ -413,8 +442,9 @@ class PosteriorCollector:
         """Adds the outlier component and makes the weights add up to one."""
         to = self.posterior
         weights = to.log_weight[:, :-1] + to.log_inside[:, :-1]
-        to.log_evidence.copy_(torch.logsumexp(weights, 1))
+        # an event without any assignment has the outlier component alone
+        to.log_evidence.copy_(torch.logsumexp(weights, 1).clamp_min(LEAST_EVIDENCE))
         log_outlier = self.outlier.log_weight(to.log_evidence)
-        total = torch.logaddexp(to.log_evidence, log_outlier)
+        total = torch.logaddexp(torch.logsumexp(weights, 1), log_outlier)
         to.log_weight[:, :-1] = weights - total[:, None]
         to.log_weight[:, -1] = log_outlier - total

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -66,37 +67,57 @@ class MassScheme:
         return scheme
 
     @cached_property
-    def solved(self) -> tuple[Node, Node] | None:
-        """The invisible leg that `ptmiss` and the mass of its mother determine, and this mother."""
-        if len(self.legs.invisible) != 1:
-            return None
-        leg = self.legs.invisible[0]
-        if leg.parent is None or self.known[leg.parent] is None:
-            return None
-        return leg, self.legs.topology.nodes[leg.parent]
+    def solved(self) -> tuple[Node, ...]:
+        """The invisible legs that follow from their share of `ptmiss` and the mass of their mother.
 
-    def solved_in(self, chain: Chain) -> tuple[Node, Node] | None:
-        """Returns the solved invisible leg and its mother if they belong to a chain."""
-        return self.solved if self.solved and self.solved[0] in chain.invisible else None
+        The mother has a mass, known or unknown, and only this leg of it goes unseen.
+        """
+        return tuple(leg for leg in self.legs.invisible if self._is_solved(leg))
 
-    def has_solved(self, node: Node) -> bool:
-        """Whether the solved invisible leg descends from a resonance."""
-        return self.solved is not None and self.solved[0] in self.legs.legs_below(node)
+    def _is_solved(self, leg: Node) -> bool:
+        if leg.parent is None:
+            return False
+        below = self.legs.legs_below(self.mother(leg))
+        alone = [other for other in below if other in self.legs.invisible] == [leg]
+        return alone and len(below) > 1 and self.has_mass(self.mother(leg))
+
+    def mother(self, leg: Node) -> Node:
+        """Returns the particle that a leg comes from."""
+        return self.legs.topology.nodes[cast(int, leg.parent)]
+
+    def has_mass(self, node: Node) -> bool:
+        """Whether a particle has a known or an unknown mass."""
+        return self.parameter[node.index] is not None or self.known[node.index] is not None
+
+    @cached_property
+    def tried(self) -> tuple[int, ...]:
+        """The unknown masses of which trial values are taken, to solve for invisible legs."""
+        found = {self.parameter[self.mother(leg).index] for leg in self.solved}
+        return tuple(sorted(p for p in found if p is not None))
+
+    def solved_in(self, chain: Chain) -> tuple[Node, ...]:
+        """Returns the solved invisible legs of a chain."""
+        return tuple(leg for leg in self.solved if leg in chain.invisible)
+
+    def contains(self, node: Node, leg: Node) -> bool:
+        """Whether a leg descends from a resonance."""
+        return leg in self.legs.legs_below(node)
 
     def is_measured(self, node: Node) -> bool:
-        """Whether the four-momentum of a resonance follows from what is seen."""
+        """Whether the four-momentum of a resonance follows from what is seen and solved."""
         hidden = [leg for leg in self.legs.legs_below(node) if leg in self.legs.invisible]
-        return not hidden or (self.solved is not None and hidden == [self.solved[0]])
+        return all(leg in self.solved for leg in hidden)
 
     def measured(self, chain: Chain) -> tuple[Node, ...]:
-        """The resonances of a chain that say something about a mass, depth first."""
-        mother = self.solved[1] if self.solved else None
+        """The resonances of a chain that say something about a mass, depth first.
+
+        The mothers of solved legs are not among them: their masses are put in.
+        """
+        mothers = [self.mother(leg) for leg in self.solved]
         return tuple(
             node
             for node in chain.resonances
-            if self.is_measured(node)
-            and node != mother
-            and (self.parameter[node.index] is not None or self.known[node.index] is not None)
+            if self.is_measured(node) and node not in mothers and self.has_mass(node)
         )
 
     def _check(self) -> None:
@@ -110,8 +131,8 @@ class MassScheme:
                 lost = ", ".join(leg.label for leg in self.legs.invisible) or "no leg"
                 raise TopologyError(
                     f"The mass '{name}' cannot be computed in '{self.legs.topology.text}': "
-                    f"{lost} goes unseen. A single invisible leg is solved if the mass of its "
-                    "mother is in 'known'; several are not."
+                    f"{lost} goes unseen. An invisible leg is solved if it is the only one of its "
+                    "mother and the mother has a mass; its own mass is put in with 'known'."
                 )
 
 

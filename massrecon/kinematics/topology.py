@@ -75,7 +75,8 @@ class DecayTopology:
         ('t1', 'b_a', 'W_a', 't2', 'b_b', 'W_b')
 
         Raises:
-            TopologyError: If the string is malformed or decays a particle that is not there.
+            TopologyError: If the string is malformed, or a decay in it is impossible: of a particle
+                that is not there, to one particle only, or to the particle itself.
         """
         initial, roots = _Parser(text).process()
         return cls(text=text, initial=initial, nodes=_number(roots))
@@ -134,6 +135,8 @@ class _Parser:
     """Recursive descent over the tokens of one decay string."""
 
     def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TopologyError(f"A decay string should be text, got {text!r}.")
         self.text = text
         self.tokens: list[tuple[str, int]] = []
         position = 0
@@ -154,6 +157,8 @@ class _Parser:
         self._decays(roots)
         if self.at < len(self.tokens):
             self._fail("has something after its end", self.tokens[self.at][1])
+        for root in roots:
+            self._refuse_loops(root, ())
         return tuple(initial), roots
 
     def _decays(self, mothers: list[_Particle]) -> None:
@@ -175,10 +180,25 @@ class _Parser:
         mother = next((m for m in mothers if m.name == token and not m.daughters), None)
         if mother is None:
             there = ", ".join(m.name for m in mothers if not m.daughters) or "none"
-            self._fail(f"decays '{token}', which is not there (still undecayed: {there})", place)
+            why = f"decays '{token}', which is not there (still undecayed: {there})"
+            if any(d.name == token for m in mothers for d in m.daughters):
+                why += "; a decay of a daughter belongs in brackets with that of its mother"
+            self._fail(why, place)
         self._take(">")
-        mother.daughters = [_Particle(name) for name in self._names("a daughter")]
+        daughters = self._names("a daughter")
+        if len(daughters) < 2:
+            self._fail(f"decays '{token}' to one particle only", place)
+        mother.daughters = [_Particle(name) for name in daughters]
         return mother
+
+    def _refuse_loops(self, particle: _Particle, mothers: tuple[str, ...]) -> None:
+        """Refuses a particle among its own decay products: it would be heavier than itself."""
+        for daughter in particle.daughters:
+            below = (*mothers, particle.name)
+            if daughter.name in below:
+                place = self.text.rfind(daughter.name)
+                self._fail(f"lets '{daughter.name}' decay to itself", place)
+            self._refuse_loops(daughter, below)
 
     def _names(self, what: str) -> list[str]:
         names = []

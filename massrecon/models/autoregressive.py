@@ -30,6 +30,9 @@ from massrecon.models.noise import Draws
 
 # largest log of a scale
 _STRETCH = 3.0
+# where splines act, and how zuko limits their slopes
+_BOUND = 5.0
+_SOFTNESS = 1 / math.log(1e3)
 # rows of a draw that fit into the processor's cache
 _AT_ONCE = 2048
 
@@ -114,7 +117,7 @@ class AutoregressiveHead(Head):
         z, change = self._straighten(flat, knots.float())
         return (normal_log_prob(z) + change.sum(dim=-1)).reshape(shape)
 
-    def _split(self, knots: Tensor) -> tuple[Tensor, Tensor, zuko.transforms.Transform]:
+    def _split(self, knots: Tensor) -> tuple[Tensor, Tensor, zuko.transforms.MonotonicRQSTransform]:
         """Returns shift, log of the scale and spline from the last layer's output."""
         bins = self.config.bins
         shift, stretch, rest = knots[..., 0], knots[..., 1], knots[..., 2:]
@@ -128,26 +131,69 @@ class AutoregressiveHead(Head):
         return z, change - stretch
 
     def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
-        z = draws.normal(0, self.n_targets)
-        embedded = self.embed(context).expand(*z.shape[:-1], -1)
-        pieces = zip(
-            z.flatten(0, -2).split(_AT_ONCE), embedded.flatten(0, -2).split(_AT_ONCE), strict=True
-        )
-        return torch.cat([self._chain(*piece) for piece in pieces]).reshape(z.shape)
+        shape = (len(draws.draw), len(draws.event), self.n_targets)
+        everything = torch.ones(shape[1:], dtype=torch.bool, device=context.device)
+        return self.draw_where(everything, context, draws)
 
-    def _chain(self, z: Tensor, embedded: Tensor) -> Tensor:
+    def draw_where(self, there: Tensor, context: Tensor, draws: Draws) -> Tensor:
+        """Draws components that are `there` ``(N, T)``; the others stay noise, ``(S, N, T)``."""
+        z = draws.normal(0, self.n_targets)
+        # alike events side by side: then most components are there for all or none of a piece
+        order = there.sum(dim=1).argsort(descending=True)
+        z, there = z[:, order], there[order]
+        embedded = self.embed(context[order]).expand(*z.shape[:-1], -1).flatten(0, -2)
+        needed = there.expand(*z.shape[:-1], -1).flatten(0, -2)
+        pieces = zip(
+            *(v.split(_AT_ONCE) for v in (z.flatten(0, -2), embedded, needed)), strict=True
+        )
+        x = torch.cat([self._chain(*piece) for piece in pieces]).reshape(z.shape)
+        return x[:, order.argsort()]
+
+    def _chain(self, z: Tensor, embedded: Tensor, there: Tensor) -> Tensor:
         """Turns noise ``(N, T)`` into draws, component by component."""
-        n, noise = self.n_targets, z.T.contiguous()
-        x = torch.zeros_like(z)
-        for t in range(n):
-            hidden = torch.addmm(self.first_bias[t], embedded, self.first[t, n:])
-            hidden = nn.functional.silu(hidden.addmm_(x[:, :t], self.first[t, :t]), inplace=True)
+        n, x = self.n_targets, z.clone()
+        last = torch.where(there, torch.arange(1, len(z) + 1, device=z.device).unsqueeze(1), 0)
+        for t, m in enumerate(last.amax(dim=0).tolist()):
+            given = torch.addmm(self.first_bias[t], embedded[:m], self.first[t, n:])
+            given = given.addmm_(x[:m, :t], self.first[t, :t])
+            hidden = nn.functional.silu(given, inplace=True)
             bent = torch.addmm(self.second_bias[t], hidden, self.second[t])
             hidden = hidden.add_(nn.functional.silu(bent, inplace=True))
             knots = torch.addmm(self.last_bias[t], hidden, self.last[t])
-            shift, stretch, spline = self._split(knots)
-            x[:, t] = spline.inv(noise[t]) * torch.exp(stretch) + shift
+            shift, stretch = knots[:, 0], _STRETCH * torch.tanh(knots[:, 1] / _STRETCH)
+            bent = unbend(z[:m, t].contiguous(), knots[:, 2:], self.config.bins)
+            x[:m, t] = bent * torch.exp(stretch) + shift
         return x
+
+
+def unbend(y: Tensor, knots: Tensor, bins: int) -> Tensor:
+    """Inverts the splines of `zuko.transforms.MonotonicRQSTransform`, for a chain of draws.
+
+    It does the same arithmetic with a third of the passes over memory.
+
+    Args:
+        y: Values, shape ``(N,)``.
+        knots: Unconstrained widths, heights and slopes, shape ``(N, 3 bins - 1)``.
+        bins: Number of bins.
+
+    Returns:
+        x with spline(x) = y, shape ``(N,)``.
+    """
+    raw = knots[:, : 2 * bins]
+    sizes = (raw / (1 + raw.abs() * (2 * _SOFTNESS))).unflatten(1, (2, bins)).softmax(dim=-1)
+    ends = sizes.cumsum(dim=-1)
+    inside = (y / (2 * _BOUND) + 0.5).clamp(0.0, 1.0)
+    k = (ends[:, 1, :-1] < inside.unsqueeze(1)).sum(dim=1)
+    index = k.view(-1, 1, 1).expand(-1, 2, 1)
+    size = sizes.gather(2, index)[..., 0]
+    (left, bottom), (width, height) = (ends.gather(2, index)[..., 0] - size).T, size.T
+    around = nn.functional.pad(knots[:, 2 * bins :], (1, 1)).gather(1, torch.stack([k, k + 1], 1))
+    first, last = (around / (1 + around.abs() * _SOFTNESS)).exp().T
+    slope, rise = height / width, inside - bottom
+    bend = rise * (first + last - 2 * slope)
+    a, b, c = height * (slope - first) + bend, height * first - bend, -slope * rise
+    x = left - 2 * c / (b + (b * b - 4 * a * c).clamp_min(0.0).sqrt()) * width
+    return torch.where(y.abs() < _BOUND, (2 * x - 1) * _BOUND, y)
 
 
 def _weights(n: int, n_in: int, n_out: int) -> nn.Parameter:

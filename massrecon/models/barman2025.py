@@ -296,7 +296,7 @@ class Barman2025(MassModel):
         found = torch.empty(values.shape[:2], dtype=torch.float64)
         times = self.schedule.log_ratio_times(_DENSITY_STEPS)
         first_signal = self.schedule.factors_at(times[0])[0]
-        for start, stop, rows in blocks(*found.shape, batch_size):
+        for start, stop, rows in blocks(len(found), len(events), batch_size):
             if start == 0:
                 context = self._context(prepared, rows)
             x_0 = self.target_scaling(values[start:stop, rows].float().to(self.device))

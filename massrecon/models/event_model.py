@@ -234,7 +234,7 @@ class EventModel(MassModel):
         values = checked_targets(targets, events, len(self.target_names)).cpu()
         prepared = self.prepare(events)
         found = torch.empty(values.shape[:2], dtype=torch.float64)
-        for start, stop, rows in blocks(*found.shape, batch_size):
+        for start, stop, rows in blocks(len(found), len(events), batch_size):
             if start == 0:
                 context = self._context(prepared, rows)
             chunk = values[start:stop, rows].to(self.device, torch.float32)

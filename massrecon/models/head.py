@@ -177,7 +177,7 @@ class Head(nn.Module, ABC):
                 f"front, got {tuple(x.shape)}."
             )
         found = torch.empty(values.shape[:2], device=x.device)
-        for start, stop, rows in blocks(*values.shape[:2], batch_size):
+        for start, stop, rows in blocks(len(values), len(context), batch_size):
             found[start:stop, rows] = self._log_prob(values[start:stop, rows], context[rows])
         return found if x.ndim == 3 else found[0]
 

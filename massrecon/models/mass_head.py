@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ class MassHead(Head):
         self, j: int, columns: list[Tensor], context: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Computes log-weights, centres and scales of the peaks, each ``(..., N, K)``."""
-        network = self.networks[j]
+        network = cast(ConditionedMLP, self.networks[j])
         shares = network.embed(context)
         low, span = self.lowest, self.highest - self.lowest
         like = columns[0] if columns else context[:, 0]

@@ -330,9 +330,13 @@ class Surrogate(MassModel):
         context = torch.cat([context, self.content.one_hot(classes)], dim=1)
         head = self.trained_head
         solver = head.check_sampling(1, steps, solver, 1)
-        x = head._draw(context, draws, steps, solver)[0].cpu()
-        seen = self.space.decode(x, axis)
         present, attributes = self.content.unpack(classes.cpu())
+        if isinstance(head, AutoregressiveHead):  # what is not there costs nothing
+            there = self.space.there(present).to(self.device)
+            x = head.draw_where(there, context, draws)[0].cpu()
+        else:
+            x = head._draw(context, draws, steps, solver)[0].cpu()
+        seen = self.space.decode(x, axis)
         good = self.space.accepted(seen, present) & _cuts(self.card, present, attributes)
         return self._events(seen, present, attributes, truth, seed), good
 

@@ -23,6 +23,7 @@ from massrecon.visual.template import (
     VERMILION,
     finish,
     mass_label,
+    plain,
 )
 
 _COMPONENTS = ("<i>q</i><sub>x</sub>", "<i>q</i><sub>y</sub>", "<i>q</i><sub>z</sub>")
@@ -77,7 +78,7 @@ def momentum_correlation(
             figure.update_xaxes(title_text=axis, range=[-reach, reach], row=row, col=column)
             figure.update_yaxes(range=[-reach, reach], row=row, col=column)
         figure.update_yaxes(title_text="true [GeV]", row=row, col=1)
-        notes.append(f"{name} {', '.join(f'{c:.2f}' for _, c in values)}")
+        notes.append(f"{plain(name)} {', '.join(f'{c:.2f}' for _, c in values)}")
     caption = (
         f"Reconstructed against true momenta of {len(true):,} invisible particles; darker is more. "
         f"Correlations in x, y, z: {'; '.join(notes)}."
@@ -406,5 +407,6 @@ class LiveMasses:
         self._entries.append(dict(entry))
         steps = [e["epoch"] for e in self._entries]
         with self.figure.batch_update():
-            for trace, name in zip(self.figure.data, [*self._species, "loss"], strict=True):
-                trace.x, trace.y = steps, [e[name] for e in self._entries]
+            for row, name in enumerate([*self._species, "loss"]):
+                values = [e[name] for e in self._entries]
+                self.figure.update_traces({"x": steps, "y": values}, selector=row)

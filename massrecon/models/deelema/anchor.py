@@ -1,10 +1,11 @@
 """The anchor: global masses from the solvability edge of the same unlabelled events.
 
 An event cannot be solved with global masses below its M2 (with both equalities, M2CC; for a single
-step, MT2). The smallest M2 of all ways to take the visible particles as legs includes the true one,
+step, MT2). The smallest M2 of all ways to take the visible particles as legs includes the true way,
 so that without resolution and width it never exceeds the true mass, whatever the share of wrong
-pairings; its edge is the true mass. Each species has the subsystem that begins with its own decay
-and ends with the invisible particle.
+pairings; its edge is the true mass. M2CC ends in a step there; the density of MT2 falls to zero, so
+that its edge comes out about a per cent low. Each species has the subsystem that begins with its
+own decay and ends with the invisible particle.
 
 The resolution of each value is propagated through the exact derivative of M2 by the momenta of the
 visible particles, which ptmiss balances.

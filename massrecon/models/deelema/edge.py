@@ -39,9 +39,9 @@ _N_PRECISE = 300
 _MIN_EVENTS = 50
 _BELOW, _ABOVE = 0.25, 0.2
 _ROUNDS = 4
-_STEPS = 10
+_STEPS = 12
 _EVALUATIONS = 60
-_REFIT_EVALUATIONS = 25
+_REFIT_EVALUATIONS = 40
 _WIDEST = 0.05
 _SHARP = 20.0
 """An edge is sharp if fewer values than this are expected within its width."""
@@ -182,7 +182,9 @@ class _Range:
     def refit(self, fit: EdgeFit) -> float:
         """Finds the smooth edge of a sample like the one of `fit`, starting from it."""
         width = max(fit.width, 0.1 * float(self.s.median()))
-        return _Likelihood(self).maximise(fit.value, width, _REFIT_EVALUATIONS)[1]
+        signal = (1 - fit.background) * torch.tensor(fit.weights, dtype=torch.float64)
+        shares = torch.cat([signal, torch.tensor([fit.background], dtype=torch.float64)])
+        return _Likelihood(self).maximise(fit.value, width, _REFIT_EVALUATIONS, shares)[1]
 
 
 def _tail_edge(x: np.ndarray) -> tuple[float, float]:
@@ -298,24 +300,28 @@ class _Likelihood:
         return float(density.clamp_min(1e-300).log().mean()), shares
 
     def maximise(
-        self, edge: float, width: float, evaluations: int
+        self, edge: float, width: float, evaluations: int, shares: Tensor | None = None
     ) -> tuple[float, float, float, Tensor]:
         """Climbs to the maximum: log-likelihood, edge, width and shares of the components."""
-        best = [-math.inf, edge, width, _even_shares()]
+        start = _even_shares() if shares is None else shares
+        best = [-math.inf, edge, width, start]
 
         def loss(theta: np.ndarray) -> float:
             at, w = edge + width * float(theta[0]), width * math.exp(float(theta[1]))
             if not self.data.low < at < self.data.high or w > _WIDEST * edge:
                 return math.inf
-            value, shares = self.shares(at, w, 0.98 * best[3] + 0.02 / (_DEGREE + 2))
+            value, found = self.shares(at, w, 0.98 * best[3] + 0.02 / (_DEGREE + 2))
             if value > best[0]:
-                best[:] = [value, at, w, shares]
+                best[:] = [value, at, w, found]
             return -value
 
-        start = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, -1.0]])
+        step = 1.0 if shares is None else 0.4
+        simplex = step * np.array([[-0.3, 0.3], [0.7, 0.3], [-0.3, -0.7]])
         minimize(
-            loss, start[0], method="Nelder-Mead",
-            options={"initial_simplex": start, "maxfev": evaluations, "fatol": 1e-6, "xatol": 1e-3},
+            loss, simplex[0], method="Nelder-Mead",
+            options={
+                "initial_simplex": simplex, "maxfev": evaluations, "fatol": 1e-6, "xatol": 1e-3,
+            },
         )  # fmt: skip
         return tuple(best)
 

@@ -32,6 +32,8 @@ CHECKPOINT = "checkpoint"
 _WARM_UP = 0.25
 _START_SHARE = 0.04
 _SETTLE_EVENTS = 8192
+_ARRIVAL = 0.15
+"""Share of the steps after which the masses should have come to their edges."""
 
 
 @dataclass(kw_only=True)
@@ -73,10 +75,20 @@ class _Fit:
         self.optimizer = torch.optim.Adam(
             [
                 {"params": list(network.parameters()), "peak": config.learning_rate},
-                {"params": list(masses.parameters()), "peak": config.mass_learning_rate},
+                {"params": list(masses.parameters()), "peak": self._mass_rate()},
             ],
             betas=(0.9, 0.99),
         )
+
+    @torch.no_grad()
+    def _mass_rate(self) -> float:
+        """Returns the learning rate of the masses: large enough to reach the edges early on."""
+        rate = self.config.mass_learning_rate
+        if not self.anchored:
+            return rate
+        known = self.edges.isfinite()
+        furthest = float((self.masses() - self.edges)[known].abs().max())
+        return max(rate, furthest / (_ARRIVAL * self.config.epochs * self.steps))
 
     def epoch(self, number: int) -> float:
         """Runs one epoch and returns its mean loss, in units of the scale."""

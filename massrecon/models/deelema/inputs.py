@@ -31,8 +31,8 @@ class Prepared:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Prepared:
         """Moves what the network needs to a device and type."""
-        moved = (t.to(device, dtype) for t in (self.inputs, self.ptmiss, self.sums))
-        return Prepared(*moved, self.frames)
+        inputs, ptmiss, sums = (t.to(device, dtype) for t in (self.inputs, self.ptmiss, self.sums))
+        return Prepared(inputs, ptmiss, sums, self.frames)
 
     def to_laboratory(self, invisible: Tensor) -> Tensor:
         """Brings invisible momenta ``(P * N, I, 4)`` back from their frames."""

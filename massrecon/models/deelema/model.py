@@ -208,9 +208,8 @@ class DeeLeMa:
             progress=progress,
             on_epoch=on_epoch,
         )
-        self._intervals = {
-            name: tuple(round(x, 6) for x in edge.interval()) for name, edge in self.edges.items()
-        }
+        ranges = {name: edge.interval() for name, edge in self.edges.items()}
+        self._intervals = {k: (round(low, 6), round(high, 6)) for k, (low, high) in ranges.items()}
         return self
 
     def _measure(

@@ -46,7 +46,10 @@ def exact_predictor(schedule: NoiseSchedule, error: float = 0.0) -> Callable[[Te
 
 
 def ddim_sample(
-    predict_noise: Callable[[Tensor, int], Tensor], x_last: Tensor, schedule: NoiseSchedule, steps: int
+    predict_noise: Callable[[Tensor, int], Tensor],
+    x_last: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
 ) -> Tensor:
     visited = schedule.ddim_steps(steps)
     factors = [schedule.factors(t) for t in visited]
