@@ -24,9 +24,10 @@ from tests.posteriors import Budget, LinearGaussian, train_head
 
 Build = Callable[[int, int], Head]
 SMALL = {"width": 32, "depth": 2}
+FLOW = {**SMALL, "density_steps": 16}
 HEADS: dict[str, Build] = {
-    "diffusion": lambda T, C: DiffusionHead(T, C, DiffusionConfig(**SMALL)),
-    "flow_matching": lambda T, C: FlowMatchingHead(T, C, FlowMatchingConfig(**SMALL)),
+    "diffusion": lambda T, C: DiffusionHead(T, C, DiffusionConfig(**FLOW)),
+    "flow_matching": lambda T, C: FlowMatchingHead(T, C, FlowMatchingConfig(**FLOW)),
     "flow": lambda T, C: FlowHead(T, C, FlowConfig(width=32, transforms=3, bins=6)),
     "vae": lambda T, C: VAEHead(T, C, VAEConfig(**SMALL, latent_dim=4)),
     "gan": lambda T, C: GANHead(T, C, GANConfig(**SMALL, latent_dim=4)),
@@ -107,7 +108,7 @@ def test_density_integrates_to_one(name: str) -> None:
     if name != "trees":
         train_head(head, Correlated(), Budget(steps=60, batch=128, rate=5e-3))
     context = torch.tensor([[0.0, 0.0, 0.0], [0.9, -0.5, 1.0]])
-    axis = torch.linspace(-5, 5, 101 if name != "vae" else 81)
+    axis = torch.linspace(-5, 5, 51)
     points = torch.cartesian_prod(axis, axis).unsqueeze(1).expand(-1, 2, -1)
     log_p = head.log_prob(points, context).unflatten(0, (len(axis), len(axis)))
     total = torch.trapezoid(torch.trapezoid(log_p.exp(), axis, dim=0), axis, dim=0)
@@ -133,9 +134,9 @@ def test_density_is_the_one_that_is_drawn_from(name: str) -> None:
     draws = head.sample(context, 4000, **({"steps": 60} if head.solvers else {}))[:, 0]
     low, high = draws.quantile(0.25, dim=0), draws.quantile(0.75, dim=0)
     inside = ((draws > low) & (draws < high)).all(dim=1).double().mean()
-    grid = [torch.linspace(float(a), float(b), 25) for a, b in zip(low, high, strict=True)]
+    grid = [torch.linspace(float(a), float(b), 15) for a, b in zip(low, high, strict=True)]
     points = torch.cartesian_prod(*grid).unsqueeze(1)
-    density = head.log_prob(points, context).exp().reshape(25, 25)
+    density = head.log_prob(points, context).exp().reshape(15, 15)
     expected = torch.trapezoid(torch.trapezoid(density, grid[1]), grid[0])
     # the bound of the vae may only be lower
     slack = 0.03 if name != "vae" else 0.06
@@ -236,12 +237,14 @@ def test_a_ceiling_follows_the_earlier_mass() -> None:
     context = torch.zeros(1, N_CONTEXT)
     draws = head.sample(context, 3000)[:, 0]
     room = head.lowest[1] + 0.3 < draws[:, 0]
-    assert bool((draws[room, 1] <= draws[room, 0] - 0.3 + 1e-5).all())
+    assert bool((draws[room, 1] <= draws[room, 0] - 0.3 + 2e-3).all())
     axis = torch.linspace(-4, 4, 401)
     points = torch.cartesian_prod(axis, axis).unsqueeze(1)
     density = head.log_prob(points, context).exp().reshape(401, 401)
-    assert bool((density[axis.unsqueeze(1) - 0.3 + 2e-3 < axis] < 1e3).all())
-    assert float(density.sum() * 0.02**2) == pytest.approx(1.0, abs=0.03)
+    closed = axis > torch.maximum(axis.unsqueeze(1) - 0.3, head.lowest[1]) + 2e-3
+    assert float(density[closed].max()) == 0.0
+    # where there is no room, all is in a strip that is thinner than the grid
+    assert float(density.sum() * 0.02**2) == pytest.approx(float(room.double().mean()), abs=0.03)
     with pytest.raises(InputError, match="follow from an earlier one, got 1"):
         head.set_ceiling(1, 1, 0.0, 1.0)
 

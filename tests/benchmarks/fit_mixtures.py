@@ -68,15 +68,21 @@ RECIPES = {
         masses={"chi20": (350.0, 700.0), "chi10": (25.0, 575.0)},
         seed=41,
         n_events=30_000,
+        n_fitted=4_000,
+        fit=MixtureFit(epochs=5, batch=100),
     ),
     "wino_udd_line": Recipe(
-        card="wino_udd", masses={"chi20": 600.0, "chi10": (50.0, 450.0)}, seed=42
+        card="wino_udd",
+        masses={"chi20": 600.0, "chi10": (50.0, 450.0)},
+        seed=42,
+        n_fitted=4_000,
+        fit=MixtureFit(epochs=5, batch=100),
     ),
     "wino_lle_line": Recipe(
         card="wino_lle",
         masses={"chi20": 1500.0, "chi10": (50.0, 500.0)},
         seed=32,
-        n_fitted=1_200,
+        n_fitted=700,
         options=MixtureOptions(shares=12, trials=10),
         fit=MixtureFit(epochs=4, batch=16, learning_rate=0.06),
     ),

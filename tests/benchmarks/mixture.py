@@ -92,7 +92,7 @@ def report_speed(mixture: KinematicMixture, events: DetectedEvents) -> None:
 def report_quality(name: str, events: Events, fit: MixtureFit) -> None:
     """Fits on three quarters of the mass points and judges on the others."""
     train, test = events.split(by="masses", fractions=(0.75, 0.25), seed=1)
-    start = mixture_for(events.card, REGIONS[name])
+    start = mixture_for(events.card, REGIONS[name], fitted=False)
     fitted = fit_mixture(train, start=start, fit=fit, report=lambda *row: print(*row, flush=True))
     for label, mixture in (("start values", start), ("fitted", fitted)):
         table = efficiency(mixture_posterior(mixture, test, n_samples=200, seed=1), windows=(30,))
@@ -120,7 +120,7 @@ def main() -> None:
             out=options.out and options.out / name,
         )
         if name == "plane":
-            report_speed(mixture_for(events.card, REGIONS[name]), detected(events))
+            report_speed(mixture_for(events.card, REGIONS[name], fitted=False), detected(events))
         if options.fit:
             report_quality(name, events, MixtureFit(epochs=options.epochs))
 

@@ -4,7 +4,7 @@ Times are processor time of one thread, interleaved with the matrix products tha
 with, so a busy machine disturbs them little. This processor may lack bfloat16 arithmetic: then
 bfloat16 is emulated, and float32 is the figure that counts. Run it alone::
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/models.py [training] [full] [steps] [draws] [density]
+    OMP_NUM_THREADS=1 python tests/benchmarks/models.py [memory] [training] [full] [steps] …
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def show(label: str, draws: Tensor, problem: TwoMoons) -> None:
 
 
 def report_draws() -> None:
-    """Prints draws per second and the memory for few and for many events."""
+    """Prints draws per second."""
     for name, build in HEADS.items():
         torch.manual_seed(0)
         head = build(N_TARGETS, SMALL.dim).eval()
@@ -224,6 +224,10 @@ def report_draws() -> None:
         (taken,) = interleaved(lambda h=head, c=context: h.sample(c, 64))
         rate = 256 * 64 / taken
         print(f"draws {name}: {rate:.0f} draws/s with the family's own steps", flush=True)
+
+
+def report_memory() -> None:
+    """Prints how the peak memory grows from few to many events and draws; run before the others."""
     head = HEADS["diffusion"](N_TARGETS, SMALL.dim).eval()
     used = []
     for n_events, n_draws in ((256, 64), (4096, 64), (64, 4096)):
@@ -259,6 +263,7 @@ def report_density() -> None:
 
 
 REPORTS = {
+    "memory": report_memory,
     "training": report_training,
     "full": lambda: report_encoder("full", FULL),
     "steps": report_steps,

@@ -32,7 +32,7 @@ CHECKPOINT = "checkpoint"
 _WARM_UP = 0.25
 _START_SHARE = 0.04
 _SETTLE_EVENTS = 8192
-_ARRIVAL = 0.15
+_ARRIVAL = 0.3
 """Share of the steps after which the masses should have come to their edges."""
 
 
@@ -115,6 +115,7 @@ class _Fit:
         self.optimizer.zero_grad(set_to_none=True)
         whole.backward()
         self.optimizer.step()
+        self.masses.keep_sensitive()
         return loss.detach()
 
     def _set_rates(self, step: int) -> None:

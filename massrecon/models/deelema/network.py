@@ -87,6 +87,11 @@ class OrderedMasses(nn.Module):
                 self._set(row, masses[name] - self._bound(row))
 
     @torch.no_grad()
+    def keep_sensitive(self) -> None:
+        """Keeps the parameters where masses follow them: a long step must not bury one at 0."""
+        self.increments.clamp_(min=-_CURVE / self.scale)
+
+    @torch.no_grad()
     def _bound(self, row: int) -> float:
         """Computes the mass [GeV] that a group has to exceed."""
         return float(self._bounds(self._masses_up_to(row), row)) * self.scale
