@@ -68,9 +68,10 @@ PARAMETERS = {
         "device",
         "out",
         "progress",
+        "options",
     ],
     "load_model": ["folder", "device"],
-    "reconstruct": ["model", "events", "n_samples", "steps", "solver", "seed"],
+    "reconstruct": ["model", "events", "n_samples", "steps", "solver", "seed", "mass_grid"],
     "efficiency": ["posterior", "windows", "estimators", "bins"],
 }
 

@@ -55,7 +55,7 @@ def trained(name: str, problem: Problem, budget: Budget, width: int) -> Head:
     return train_head(head, problem, budget)
 
 
-QUICK = {"gan": 400, "trees": 80}
+QUICK = {"gan": 400, "trees": 320}
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -86,7 +86,7 @@ def test_a_broken_model_fails(broken: Problem, truth: Problem) -> None:
     assert distance(head, truth, n=1000) > LIMIT
 
 
-BUDGETS = {"gan": 2000, "trees": 200}
+BUDGETS = {"gan": 2000, "trees": 600}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from massrecon.models.samplers import SOLVERS, NoiseLevels, count_levels
 WIDTHS = torch.tensor([1.0, 0.3, 0.05], dtype=torch.float64)
 
 
-def angles(n: int, sigma_max: float = 20.0, sigma_min: float = 0.002) -> list[float]:
+def angles(n: int, sigma_max: float = 20.0, sigma_min: float = 0.001) -> list[float]:
     shares = [i / (n - 1) for i in range(n)] if n > 1 else [0.0]
     return [math.atan(sigma_max * (sigma_min / sigma_max) ** share) for share in shares]
 
@@ -43,8 +43,13 @@ def run(solver: str, evaluations: int, x: Tensor, seed: int = 0) -> Tensor:
 
 
 def width_error(solver: str, evaluations: int) -> float:
-    """Largest relative error of the widths: a deterministic path is linear in its start."""
-    attained = run(solver, evaluations, torch.ones(1, 3, dtype=torch.float64))[0]
+    """Largest relative error of the widths: a deterministic path is linear in its start.
+
+    The start is as wide as x_t is at the noisiest level, where some signal is left.
+    """
+    t = angles(1)[0]
+    start = (math.cos(t) ** 2 * WIDTHS**2 + math.sin(t) ** 2).sqrt().unsqueeze(0)
+    attained = run(solver, evaluations, start)[0]
     return float((attained / WIDTHS - 1).abs().max())
 
 
@@ -61,7 +66,7 @@ def test_dpm_solver_needs_few_evaluations() -> None:
 
 def test_ancestral_sampling_has_the_right_widths() -> None:
     start = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(1)).double()
-    drawn = run("ancestral", 150, start)
+    drawn = run("ancestral", 400, start)
     torch.testing.assert_close(drawn.std(dim=0) / WIDTHS, torch.ones(3).double(), rtol=0, atol=0.03)
     # the noise of the way is fresh: the start does not decide the draw
     assert (drawn * start).mean(dim=0).abs().max() < 0.1
@@ -70,7 +75,10 @@ def test_ancestral_sampling_has_the_right_widths() -> None:
 @pytest.mark.parametrize("solver", list(SOLVERS))
 def test_one_level_gives_the_mean(solver: str) -> None:
     start = torch.ones(1, 3, dtype=torch.float64)
-    assert float(run(solver, 1, start).abs().max()) < 0.02
+    t = angles(1)[0]
+    a, s = math.cos(t), math.sin(t)
+    mean = a * WIDTHS**2 / (a**2 * WIDTHS**2 + s**2)
+    torch.testing.assert_close(run(solver, 1, start)[0], mean)
 
 
 def gaussian_velocity(width: float) -> Callable[[Tensor, float], Tensor]:

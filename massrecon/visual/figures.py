@@ -14,6 +14,11 @@ from massrecon.visual.classical import (
     variable_distributions,
 )
 from massrecon.visual.collisions import event_overview, mass_coverage
+from massrecon.visual.comparison import (
+    agreement_compared,
+    coverage_compared,
+    efficiencies_compared,
+)
 from massrecon.visual.distributions import truth_against_generated
 from massrecon.visual.performance import efficiency_curve, self_consistency
 from massrecon.visual.predictions import predicted_against_true
@@ -31,7 +36,10 @@ from massrecon.visual.unfolding import bias_by_iteration, unfolded_distributions
 
 __all__ = [
     "JET_REGIONS",
+    "agreement_compared",
     "bias_by_iteration",
+    "coverage_compared",
+    "efficiencies_compared",
     "efficiency_curve",
     "estimates_compared",
     "event_overview",
