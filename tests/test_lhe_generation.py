@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from massrecon.errors import GenerationError, InputError, StoreError
+from massrecon.errors import GenerationError, ImportFileError, InputError, StoreError
 from massrecon.events.container import Events
 from massrecon.events.generator import simulate
 from massrecon.events.hard import FileSource
@@ -192,3 +192,8 @@ def test_showers_that_are_not_of_the_file_are_an_error(
     with pytest.raises(GenerationError, match="showered a collision that is not in its place"):
         list(source.groups(0))
     source.close()
+
+
+def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ImportFileError, match=r"no file '.*gone\.lhe'.*--lhe FILE"):
+        simulate("lhe_wgammagamma", settings={"lhe": tmp_path / "gone.lhe"}, progress=False)

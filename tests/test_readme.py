@@ -50,6 +50,18 @@ def test_events_are_read_without_massrecon_as_printed(
         assert sum(count for _, count, _ in counts) == int(there.sum())
 
 
+def test_the_mixture_needs_no_training_as_printed(
+    toy_events: ToyEvents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_events(60, seed=5).save(tmp_path / "events")
+    (example,) = [code for code in examples() if "mixture_posterior" in code]
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(example, found)  # the code is ours
+    assert len(found["posterior"]) == 60
+    assert found["posterior"].mass_names == ("chi20", "chi10")
+
+
 def test_the_first_python_example_runs_as_printed(tmp_path: Path) -> None:
     pytest.importorskip("pythia8mc")
     example = examples()[0]

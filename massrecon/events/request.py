@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from massrecon.errors import InputError, unknown_name
+from massrecon.errors import ImportFileError, InputError, unknown_name
 from massrecon.events.card import DetectorSettings, ProcessCard, load_card
 from massrecon.events.lhe import LheFile
 from massrecon.events.masses import MassPrior, MassRequest, parse_masses
@@ -147,6 +147,11 @@ class Request:
             raise InputError(
                 "'masses' should be fixed for hard collisions from a file: they have the masses "
                 "that they were made with."
+            )
+        if not Path(options.lhe).is_file():
+            raise ImportFileError(
+                f"There is no file '{options.lhe}', from which '{card.name}' takes its hard "
+                "collisions: name one with --lhe FILE, or settings={'lhe': FILE}."
             )
         lhe = LheFile.open(options.lhe, skip_bad=options.skip_bad)
         if abs(lhe.beam_energy - card.beam_energy) > _BEAM_TOLERANCE * card.beam_energy:
