@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError
-from massrecon.models.event_model import EventConfig, EventModel
+from massrecon.models.event_model import SMALL_ENCODER, EventConfig, EventModel
 from massrecon.models.paths import PathConfig, PathHead
 
 
@@ -104,12 +104,5 @@ class Diffusion(EventModel):
     head_type = DiffusionHead
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "full": {},
-        "small": {
-            "dim": 128,
-            "layers": 2,
-            "token_hidden": 256,
-            "width": 128,
-            "depth": 3,
-            "noise_draws": 8,
-        },
+        "small": {**SMALL_ENCODER, "width": 128, "depth": 3, "noise_draws": 8},
     }

@@ -22,7 +22,7 @@ import zuko.flows
 from torch import Tensor, nn
 
 from massrecon.errors import InputError
-from massrecon.models.event_model import EventConfig, EventModel
+from massrecon.models.event_model import SMALL_ENCODER, EventConfig, EventModel
 from massrecon.models.head import Head
 from massrecon.models.likelihood import normal_log_prob
 from massrecon.models.network import mlp
@@ -126,12 +126,5 @@ class Flow(EventModel):
     head_type = FlowHead
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "full": {},
-        "small": {
-            "dim": 128,
-            "layers": 2,
-            "token_hidden": 256,
-            "transforms": 6,
-            "bins": 8,
-            "width": 128,
-        },
+        "small": {**SMALL_ENCODER, "transforms": 6, "bins": 8, "width": 128},
     }

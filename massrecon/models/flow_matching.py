@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from massrecon.models.event_model import EventConfig, EventModel
+from massrecon.models.event_model import SMALL_ENCODER, EventConfig, EventModel
 from massrecon.models.noise import Draws
 from massrecon.models.paths import PathConfig, PathHead
 
@@ -84,12 +84,5 @@ class FlowMatching(EventModel):
     head_type = FlowMatchingHead
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "full": {},
-        "small": {
-            "dim": 128,
-            "layers": 2,
-            "token_hidden": 256,
-            "width": 128,
-            "depth": 3,
-            "noise_draws": 8,
-        },
+        "small": {**SMALL_ENCODER, "width": 128, "depth": 3, "noise_draws": 8},
     }

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError
-from massrecon.models.event_model import EventConfig, EventModel
+from massrecon.models.event_model import SMALL_ENCODER, EventConfig, EventModel
 from massrecon.models.head import Head
 from massrecon.models.network import ConditionedMLP
 from massrecon.models.noise import Draws
@@ -179,11 +179,5 @@ class GAN(EventModel):
     head_type = GANHead
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "full": {},
-        "small": {
-            "dim": 128,
-            "layers": 2,
-            "token_hidden": 256,
-            "width": 128,
-            "depth": 2,
-        },
+        "small": {**SMALL_ENCODER, "width": 128, "depth": 2},
     }

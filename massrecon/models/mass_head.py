@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from massrecon.errors import InputError
-from massrecon.models.event_model import EventConfig, EventModel
+from massrecon.models.event_model import SMALL_ENCODER, EventConfig, EventModel
 from massrecon.models.head import Head
 from massrecon.models.network import ConditionedMLP
 from massrecon.models.noise import Draws
@@ -235,13 +235,7 @@ class MassDensity(EventModel):
     head_type = MassHead
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "full": {},
-        "small": {
-            "dim": 128,
-            "layers": 2,
-            "token_hidden": 256,
-            "width": 128,
-            "depth": 2,
-        },
+        "small": {**SMALL_ENCODER, "width": 128, "depth": 2},
     }
 
     def _adapt_head(self) -> None:

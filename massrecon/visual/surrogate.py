@@ -12,15 +12,15 @@ from torch import Tensor
 
 from massrecon.errors import InputError
 from massrecon.inference.twosample import agreement, bin_shares
-from massrecon.visual.distributions import (
-    _COLUMNS,
-    _add_generated,
-    _add_ratio,
-    _add_truth,
-    _edges,
-    _label_panel,
-    _ratio_grid,
-    _Shares,
+from massrecon.visual.ratio_panels import (
+    COLUMNS,
+    Shares,
+    add_generated,
+    add_ratio,
+    add_truth,
+    common_edges,
+    label_panel,
+    ratio_grid,
 )
 from massrecon.visual.template import LEGEND_ABOVE, finish
 
@@ -43,17 +43,17 @@ def surrogate_against_simulation(
     """
     if not simulated or simulated.keys() != surrogate.keys():
         raise InputError("'simulated' and 'surrogate' should hold the same quantities, at least 1.")
-    figure = _ratio_grid(len(simulated))
+    figure = ratio_grid(len(simulated))
     for panel, (label, values) in enumerate(simulated.items()):
         there, fast = (x[x.isfinite()].double() for x in (values, surrogate[label]))
         if min(len(there), len(fast)) < 2:
             raise InputError(f"'{label}' is there in fewer than two events: leave it out.")
         shares = _compare(there, fast, n_bins)
-        _add_generated(figure, panel, shares)
-        _add_truth(figure, panel, shares)
-        _add_ratio(figure, panel, shares)
+        add_generated(figure, panel, shares)
+        add_truth(figure, panel, shares)
+        add_ratio(figure, panel, shares)
         test = agreement(there, fast).chi_square
-        _label_panel(figure, panel, label, f"χ²/dof = {test.per_dof:.2f}")
+        label_panel(figure, panel, label, f"χ²/dof = {test.per_dof:.2f}")
     for trace in figure.data:
         names = {"truth": "simulation", "generated": "surrogate"}
         if trace.name in names:  # type: ignore[attr-defined]
@@ -66,20 +66,20 @@ def surrogate_against_simulation(
         "Full simulation (line; grey: statistical error) and surrogate (points), each normalised "
         "to one, with the ratio surrogate/simulation below."
     )
-    return finish(figure, caption, height=150 + 300 * math.ceil(len(simulated) / _COLUMNS))
+    return finish(figure, caption, height=150 + 300 * math.ceil(len(simulated) / COLUMNS))
 
 
-def _compare(simulated: Tensor, surrogate: Tensor, n_bins: int) -> _Shares:
+def _compare(simulated: Tensor, surrogate: Tensor, n_bins: int) -> Shares:
     whole = bool((simulated == simulated.round()).all())
     if whole and float(simulated.max() - simulated.min()) <= _FEW_VALUES:
         low, high = float(simulated.min()), float(simulated.max())
         edges = torch.arange(low - 0.5, high + 1, dtype=torch.float64)
     else:
-        edges = _edges(simulated, surrogate, n_bins)
+        edges = common_edges(simulated, surrogate, n_bins)
     truth, generated = (
         bin_shares(x[None], edges)[:, 1:-1].mean(dim=0).numpy() for x in (simulated, surrogate)
     )
-    return _Shares(
+    return Shares(
         edges=edges.numpy(),
         truth=truth,
         truth_error=np.sqrt(truth * (1 - truth) / len(simulated)),

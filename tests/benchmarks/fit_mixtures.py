@@ -105,9 +105,9 @@ RECIPES = {
     "ttbar_dilepton": Recipe(
         card="ttbar_dilepton",
         masses={"t": (165.0, 182.0), "W": 80.419},
-        seed=22,
+        seed=21,
         window=5.0,
-        n_events=12_000,
+        n_events=4_000,
         n_fitted=3_000,
         fit=MixtureFit(epochs=6, batch=60, learning_rate=0.06),
     ),
