@@ -128,9 +128,10 @@ def agreement_compared(judgements: Mapping[str, Judgement], card: ProcessCard) -
         marker={"color": BLACK, "size": 8}, name="all momenta", row=1, col=2,
     )  # fmt: skip
     for column, value in ((1, 1.0), (2, 0.5)):
-        figure.add_hline(
-            y=value, line={"color": GREY, "width": 1.2, "dash": "dash"}, row=1, col=column
-        )
+        figure.add_shape(
+            type="line", xref="x domain", x0=0, x1=1, y0=value, y1=value, row=1, col=column,
+            line={"color": GREY, "width": 1.2, "dash": "dash"},
+        )  # fmt: skip
     figure.update_yaxes(title_text="χ²/dof, draws against truth", type="log", row=1, col=1)
     figure.update_yaxes(title_text="classifier accuracy, momenta", row=1, col=2)
     _name_models(figure, judgements)
