@@ -345,6 +345,26 @@ def ends_of(plan: Plan, rounds: int, step: int = 0) -> list[int]:
     return ends[1:]
 
 
+def test_slow_validations_are_fewer() -> None:
+    plan = Plan(total_steps=1000, most_rounds=4)
+    assert ends_of(plan, 10) == [30, 250, 500, 750, 1000]
+    assert plan.rounds_left(500, 10) == 2
+    assert plan.remade(500, 100).most_rounds == 4
+
+
+def test_validations_leave_most_of_a_short_budget_to_the_steps(
+    card: ProcessCard, sample: tuple[Events, Events]
+) -> None:
+    def slow(model: MassModel, events: Events) -> float:
+        time.sleep(0.4)
+        return 0.0
+
+    settings = config(max_steps=None, max_minutes=0.1, rounds=20)
+    _, history = run(card, sample, settings, metrics={"slow": slow})
+    assert len(history.records) <= 6
+    assert history.records[-1]["step"] > 50
+
+
 def test_rounds_end_early_once_and_then_evenly() -> None:
     assert ends_of(Plan(total_steps=1000), 10) == [30, *range(100, 1001, 100)]
     assert ends_of(Plan(total_steps=1), 20) == [1]
@@ -369,7 +389,7 @@ def test_a_wrong_guess_of_the_speed_is_corrected(
     monkeypatch: pytest.MonkeyPatch,
     guess: int,
 ) -> None:
-    monkeypatch.setattr(training_module, "_steps_in_time", lambda *_: guess)
+    monkeypatch.setattr(training_module, "_plan_in_time", lambda *_: Plan(total_steps=guess))
     start = time.monotonic()
     _, history = run(card, sample, config(max_steps=None, max_minutes=0.1, rounds=8))
     assert 2 < time.monotonic() - start < 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,8 @@ class TrainingConfig:
         ema_decay: Decay per step of the exponential average of the weights, less at the start.
         augment: Whether to apply random symmetries of the collision to the training events.
         precision: ``"auto"`` is bfloat16 where the device has it natively, else float32.
-        rounds: Number of validations, evenly spread; one more comes early.
+        rounds: Number of validations, evenly spread; one more comes early. There are fewer if they
+            would take more than a quarter of `max_minutes`.
         patience: Stop after so many rounds without a better validation loss; None never stops.
         metric_events: How many validation events the metrics are computed on.
         accelerator: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
@@ -123,11 +125,13 @@ class Plan:
         total_steps: Step at which the progress is 1.
         from_step: Step from which on the plan holds; it was made, or made anew, there.
         from_progress: Progress at that step.
+        most_rounds: Most validations, where the configured number would cost too much time.
     """
 
     total_steps: int
     from_step: int = 0
     from_progress: float = 0.0
+    most_rounds: int = sys.maxsize
 
     def progress(self, step: float) -> float:
         """Returns the progress after a number of steps."""
@@ -136,18 +140,23 @@ class Plan:
 
     def next_round_end(self, step: int, rounds: int) -> int:
         """Returns after which step the round that follows `step` ends, the first one early."""
+        rounds = min(rounds, self.most_rounds)
         marks = [_EARLY, *(k / rounds for k in range(1, rounds + 1))]
         ends = [self._step_at(mark) for mark in marks if mark > self.from_progress]
         return next((end for end in ends if end > step), self.total_steps)
 
     def rounds_left(self, step: int, rounds: int) -> int:
         """Returns how many rounds are still to come after a step."""
+        rounds = min(rounds, self.most_rounds)
         return rounds - math.floor(rounds * self.progress(step) + 1e-9)
 
     def remade(self, step: int, steps_left: int) -> Plan:
         """Returns the plan that goes on from a step and ends `steps_left` steps later."""
-        return Plan(
-            total_steps=step + steps_left, from_step=step, from_progress=self.progress(step)
+        return dataclasses.replace(
+            self,
+            total_steps=step + steps_left,
+            from_step=step,
+            from_progress=self.progress(step),
         )
 
     def _step_at(self, progress: float) -> int:

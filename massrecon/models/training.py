@@ -46,6 +46,8 @@ Metric = Callable[[MassModel, Events], float]
 
 # share of a wall-clock budget that is left for what the trial steps do not see
 _RESERVE = 0.05
+# most of a wall-clock budget that validations may take
+_VALIDATING = 0.25
 # misfit of the plan, as a share of the budget, at which it is made anew
 _MISFIT = 0.03
 
@@ -85,7 +87,7 @@ def train(
     check = _Check(Chunks(validation, 2 * config.batch_size), examined, metrics or {})
     task, batches = _Task(model.train(), config), Batches(data, config, state)
     if state.plan.total_steps == 0:
-        state.plan = Plan(total_steps=_plan_steps(task, batches, check))
+        state.plan = _plan(task, batches, check)
     if not state.finished:
         with _quiet_lightning():
             _run(task, batches, check, folder, progress)
@@ -345,14 +347,15 @@ def _most_steps(batches: Batches) -> int:
     return min(limits)
 
 
-def _plan_steps(task: _Task, batches: Batches, check: _Check) -> int:
-    """Turns the budget into a number of steps."""
+def _plan(task: _Task, batches: Batches, check: _Check) -> Plan:
+    """Turns the budget into a number of steps and, if validations are slow, fewer rounds."""
     if task.config.max_minutes is None:
-        return _most_steps(batches)
-    return min(_most_steps(batches), _steps_in_time(task, batches, check))
+        return Plan(total_steps=_most_steps(batches))
+    plan = _plan_in_time(task, batches, check)
+    return dataclasses.replace(plan, total_steps=min(_most_steps(batches), plan.total_steps))
 
 
-def _steps_in_time(task: _Task, batches: Batches, check: _Check) -> int:
+def _plan_in_time(task: _Task, batches: Batches, check: _Check) -> Plan:
     """Finds how many steps fit into `max_minutes`, from trial steps and validations on a copy."""
     started, config = time.monotonic(), task.config
     assert config.max_minutes is not None
@@ -369,8 +372,10 @@ def _steps_in_time(task: _Task, batches: Batches, check: _Check) -> int:
         with torch.no_grad():
             validation = _seconds(lambda: _trial_validation(trial, check))
     left = (1 - _RESERVE) * budget - (time.monotonic() - started)
-    left -= validation * (config.rounds + 1)
-    return max(1, int(left / statistics.median(times[3:])))
+    most_rounds = max(2, int(_VALIDATING * budget / validation) - 1)
+    left -= validation * (min(config.rounds, most_rounds) + 1)
+    steps = max(1, int(left / statistics.median(times[3:])))
+    return Plan(total_steps=steps, most_rounds=most_rounds)
 
 
 def _trial_step(
