@@ -43,7 +43,7 @@ def test_help_lists_the_commands_and_version_is_printed() -> None:
         (["simulate", "wino_udd", "--ptmiss-noise", "-3"], "'ptmiss_noise' should be >= 0 GeV"),
         (["simulate", "wino_udd", "--set", "truht=no"], "did you mean 'truth'?"),
         (["simulate", "wino_udd", "--set", "truth=["], "'--set' cannot read the value of 'truth'"),
-        (["simulate", "lhe_wgammagamma", "--lhe", "nowhere.lhe"], "nowhere.lhe' cannot be read"),
+        (["simulate", "lhe_wgammagamma", "--lhe", "nowhere.lhe"], "nowhere.lhe', from which"),
         (["simulate", "wino_udd", "--masses", "chi10=1", "--masses", "chi10=2"], "twice"),
         (["simulate", "wino_udd", "--masses", "chi20=600", "--masses", "chi10=500"], "closed"),
         (["simulate", "wino_udd", "--masses", "chi10=450:50"], "chi10"),
