@@ -20,6 +20,7 @@ from massrecon.visual.comparison import (
     efficiencies_compared,
 )
 from massrecon.visual.distributions import truth_against_generated
+from massrecon.visual.mass_plane import efficiency_maps
 from massrecon.visual.performance import efficiency_curve, self_consistency
 from massrecon.visual.predictions import predicted_against_true
 from massrecon.visual.response import (
@@ -41,6 +42,7 @@ __all__ = [
     "coverage_compared",
     "efficiencies_compared",
     "efficiency_curve",
+    "efficiency_maps",
     "estimates_compared",
     "event_overview",
     "event_posteriors",

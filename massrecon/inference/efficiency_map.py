@@ -1,0 +1,183 @@
+"""Efficiency over the plane of two true masses, cell by cell, attained and predicted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from massrecon.errors import InputError, unknown_name
+from massrecon.inference import estimators as est
+from massrecon.inference.posterior import Posterior
+from massrecon.inference.statistics import (
+    MassPoints,
+    Rates,
+    clusters,
+    effective_size,
+    mass_points,
+    mean_with_error,
+    wilson,
+)
+
+_FIXED = 1.0  # true masses that spread less are one [GeV]
+_CELLS = 6  # along a continuous true mass, if the caller does not say
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EfficiencyMap:
+    """Efficiencies of one mass in the cells of two true masses.
+
+    Attributes:
+        mass: The mass that is estimated.
+        estimator: How it is estimated.
+        window: Half-width that counts as right [GeV].
+        x: Points or bins of the true mass along the first axis, X of them.
+        y: The same along the second axis, Y of them.
+        symbols: Symbols of the masses, in HTML, by name.
+        n_events: Number of events in each cell, shape ``(X, Y)``.
+        attained: Efficiencies with 68 % intervals, shape ``(X, Y)``; NaN where there are no events.
+        predicted: Mean probability that the posteriors give the same windows, from draws that the
+            windows were not chosen on, shape ``(X, Y)``; None where there is a single draw.
+        difference_error: Standard error of predicted less attained, shape ``(X, Y)``.
+    """
+
+    mass: str
+    estimator: str
+    window: float
+    x: MassPoints
+    y: MassPoints
+    symbols: Mapping[str, str]
+    n_events: Tensor
+    attained: Rates
+    predicted: Tensor | None
+    difference_error: Tensor | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything in plain numbers for JSON; None where there are no events."""
+        found = {
+            "mass": self.mass,
+            "estimator": self.estimator,
+            "window": self.window,
+            self.x.mass: self.x.value.tolist(),
+            self.y.mass: self.y.value.tolist(),
+            "n_events": self.n_events.tolist(),
+            "attained": _numbers(self.attained.value),
+            "attained_error": _numbers(self.attained.error),
+        }
+        if self.predicted is not None and self.difference_error is not None:
+            found["predicted"] = _numbers(self.predicted)
+            found["difference_error"] = _numbers(self.difference_error)
+        return found
+
+
+def efficiency_map(
+    posterior: Posterior,
+    mass: str,
+    window: float = 30.0,
+    estimator: str = "window",
+    axes: tuple[str, str] | None = None,
+    bins: int | Mapping[str, Sequence[float]] = _CELLS,
+) -> EfficiencyMap:
+    """Measures the efficiency of a mass in the cells of two true masses.
+
+    Args:
+        posterior: A posterior with truth.
+        mass: The mass that is estimated.
+        window: Half-width that counts as right [GeV].
+        estimator: ``draw``, ``mean``, ``median`` or ``window``.
+        axes: The two true masses; the first two that vary if not given.
+        bins: Edges by mass name [GeV], or number of bins, for masses that are not on a grid.
+
+    Raises:
+        InputError: If there is no truth, a name is unknown, or fewer than two masses vary.
+    """
+    if estimator not in est.ESTIMATORS:
+        raise unknown_name("estimator", estimator, est.ESTIMATORS)
+    if not 0 < window < math.inf:
+        raise InputError(f"'window' should be a positive half-width in GeV, got {window}.")
+    truth, weight = posterior.true_masses().double(), posterior.weights
+    i = posterior.mass_index(mass)
+    x, y = (
+        mass_points(name, truth[:, posterior.mass_index(name)], bins)
+        for name in axes or _varying(posterior.mass_names, truth)
+    )
+    cell = torch.where((x.index >= 0) & (y.index >= 0), x.index * len(y) + y.index, -1)
+    shape = (len(x), len(y))
+    draws = posterior.mass_samples()[..., i]
+    hit = _hits(draws, truth[:, i], window, estimator)
+    sums = [_sums(values, cell, shape) for values in (hit * weight, weight, weight.square())]
+    consistency = _consistency(draws, truth, i, window, weight, cell, shape)
+    return EfficiencyMap(
+        mass=mass,
+        estimator=estimator,
+        window=float(window),
+        x=x,
+        y=y,
+        symbols={name: posterior.card.symbol(name) for name in posterior.mass_names},
+        n_events=_sums(torch.ones_like(weight), cell, shape).long(),
+        attained=wilson(sums[0] / sums[1], sums[1].square() / sums[2]),
+        predicted=None if consistency is None else consistency[0],
+        difference_error=None if consistency is None else consistency[1],
+    )
+
+
+def _varying(mass_names: Sequence[str], truth: Tensor) -> tuple[str, str]:
+    spread = truth.amax(dim=0) - truth.amin(dim=0)
+    names = [name for name, width in zip(mass_names, spread, strict=True) if width > _FIXED]
+    if len(names) < 2:
+        raise InputError(
+            "A map needs two masses that vary among the events, got "
+            f"{', '.join(names) or 'none'}: draw the efficiency against one mass instead."
+        )
+    return names[0], names[1]
+
+
+def _hits(draws: Tensor, truth: Tensor, window: float, estimator: str) -> Tensor:
+    samples = draws.unsqueeze(-1)
+    if estimator == "window":
+        found = est.window(samples, window)
+    else:
+        found = est.estimate(samples, estimator)
+    return ((found[..., 0] - truth).abs() < window).double()
+
+
+def _sums(values: Tensor, cell: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Adds up values ``(N,)`` in each cell."""
+    inside = cell >= 0
+    sums = values.new_zeros(shape[0] * shape[1])
+    return sums.index_add_(0, cell[inside], values[inside]).reshape(shape)
+
+
+def _consistency(
+    draws: Tensor,
+    truth: Tensor,
+    i: int,
+    window: float,
+    weight: Tensor,
+    cell: Tensor,
+    shape: tuple[int, int],
+) -> tuple[Tensor, Tensor] | None:
+    """Predicts the efficiency of windows in each cell, with the error of predicted - attained."""
+    if len(draws) < 2:
+        return None
+    halves = (draws[0::2], draws[1::2])
+    centres = [est.window(half.unsqueeze(-1), window)[..., 0] for half in halves]
+    judged = list(zip(reversed(halves), centres, strict=True))
+    predicted = sum(((half - c).abs() < window).double().mean(0) for half, c in judged) / 2
+    attained = sum(((c - truth[:, i]).abs() < window).double() for c in centres) / 2
+    assert isinstance(predicted, Tensor)
+    mean, error = (torch.full(shape, torch.nan, dtype=torch.float64).flatten() for _ in range(2))
+    for number in torch.unique(cell[cell >= 0]).tolist():
+        rows = cell == number
+        values = torch.stack([predicted[rows], (predicted - attained)[rows]])
+        means, errors = mean_with_error(values, weight[rows], clusters(truth[rows]))
+        mean[number], error[number] = means[0], errors[1]
+    return mean.reshape(shape), error.reshape(shape)
+
+
+def _numbers(values: Tensor) -> list[list[float | None]]:
+    return [[x if math.isfinite(x) else None for x in row] for row in values.tolist()]
