@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -112,12 +113,12 @@ def test_a_line_of_masses_has_no_map() -> None:
 
 def test_figure_shows_every_cell() -> None:
     maps: list[EfficiencyMap] = [efficiency_map(posterior(), m, 30.0) for m in ("chi20", "chi10")]
-    figure = figures.efficiency_maps(maps)
-    heat = [trace for trace in figure.to_dict()["data"] if trace["type"] == "heatmap"]
+    figure: Any = figures.efficiency_maps(maps)
+    heat = [trace for trace in figure.data if isinstance(trace, go.Heatmap)]
     assert len(heat) == 2
-    assert heat[0]["z"].shape == (3, 2)
-    assert heat[0]["text"][2][1] == ""
-    assert heat[0]["z"][0][0] == pytest.approx(100 * float(maps[0].attained.value[0, 0]))
-    assert "2,000 events" in figure.to_dict()["layout"]["meta"]["caption"]
+    assert heat[0].z.shape == (3, 2)
+    assert heat[0].text[2][1] == ""
+    assert heat[0].z[0][0] == pytest.approx(100 * float(maps[0].attained.value[0, 0]))
+    assert "2,000 events" in figure.layout.meta["caption"]
     with pytest.raises(InputError, match="with a title each, got 2 and 1"):
         figures.efficiency_maps(maps, ["one"])

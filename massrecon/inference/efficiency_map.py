@@ -17,7 +17,6 @@ from massrecon.inference.statistics import (
     MassPoints,
     Rates,
     clusters,
-    effective_size,
     mass_points,
     mean_with_error,
     wilson,
