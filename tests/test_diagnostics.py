@@ -329,6 +329,13 @@ def test_agreement_refuses_shifted_samples() -> None:
     assert result.wasserstein > 5 * result.wasserstein_noise
 
 
+def test_agreement_of_samples_that_hardly_overlap() -> None:
+    """The last bins hold values of one sample only."""
+    low, high = torch.linspace(0, 1, 40).double(), torch.linspace(0.9, 9, 90).double()
+    for truth, generated in ((low, high), (high, low)):
+        assert agreement(truth, generated).chi_square.p_value < 1e-6
+
+
 def test_agreement_counts_weights() -> None:
     a, b = normal(1000, 1), normal(1500, 2)
     double = agreement(a, b, truth_weight=torch.full((1000,), 2.0), generated_weight=None)
