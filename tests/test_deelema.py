@@ -245,7 +245,7 @@ def test_the_same_seed_gives_the_same_fit_also_after_an_interruption(tmp_path: P
 
 def test_a_saved_model_predicts_the_same(tmp_path: Path) -> None:
     visible, ptmiss, _ = toy(ANTLER, 600)
-    model = DeeLeMa(legs_of(), quick(resolution={"a": ((10.0, 0.1), (100.0, 0.05))}))
+    model = DeeLeMa(legs_of(), quick(resolution={"a": ((10.0, 0.1), (100.0, 0.05))}, n_toys=5000))
     model.fit((visible, ptmiss), progress=False, n_bootstrap=3)
     loaded = DeeLeMa.load(model.save(tmp_path / "model", note="test"))
     assert loaded.masses == model.masses

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from massrecon.models.deelema import (
     measure_edges,
     scan_trial_mass,
 )
-from massrecon.models.deelema.anchor import smallest_masses
+from massrecon.models.deelema.anchor import bounds_of, smallest_masses
 from massrecon.models.deelema.edge import bootstrap_edge, fit_edge
 
 LEGS = DecayLegs.of("p p > A A, (A > a B, B > b C)", invisible=["C"])
@@ -162,10 +164,46 @@ def test_edges_of_a_single_step_come_from_mt2() -> None:
     assert edges["A"].value == pytest.approx(500.0, rel=0.02)
 
 
+def sampled(text: str, masses: dict[str, float], n: int, **beams: Any) -> tuple[Tensor, Tensor]:
+    """Makes visible momenta and ptmiss of a decay to invisible C."""
+    legs = DecayLegs.of(text, invisible=["C"])
+    space = PhaseSpace(topology=legs.topology, beams=Beams(energy=13_000.0, **beams))
+    points = {name: torch.full((n,), m) for name, m in masses.items()}
+    p4 = fv.from_pxpypzm(space.sample(points, torch.Generator().manual_seed(1)))
+    hidden = p4[:, [leg.index for leg in legs.invisible]]
+    return p4[:, [leg.index for leg in legs.visible]], hidden[..., :2].sum(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "species"),
+    [
+        ("p p > A A, (A > a B, (B > b D, D > d C))", ["D", "B", "A"]),
+        ("p p > A A, (A > a B, B > b C), (A > d C)", ["A"]),
+        ("p p > H, (H > A A, (A > a B, B > b C), (A > a B, B > b C))", ["B", "A"]),
+    ],
+)
+def test_longer_and_unequal_sides_have_edges_too(text: str, species: list[str]) -> None:
+    structure = Structure(DecayLegs.of(text, invisible=["C"]))
+    assert [bound.species for bound in bounds_of(structure)] == species
+    names = {node.name for node in structure.legs.topology.nodes}
+    masses = {"H": 2500.0, "A": 1000.0, "B": 800.0, "D": 650.0, "C": 500.0}
+    masses = {name: m for name, m in masses.items() if name in names}
+    visible, ptmiss = sampled(text, masses, 1500, recoil=50.0)
+    found = smallest_masses(structure, visible, ptmiss, {"C": 500.0}, {})
+    for name in species:
+        largest = float(found[name][0].max())
+        assert 0.97 * masses[name] < largest < (1 + 1e-6) * masses[name]
+
+
 def test_decays_without_an_edge_say_so(events: Events) -> None:
-    three = DecayLegs.of("p p > A A, (A > a B, (B > b D, D > d C))", invisible=["C"])
-    with pytest.raises(TopologyError, match=r"3 steps.*\"none\""):
-        measure_edges(Structure(three), torch.ones(9, 6, 4), torch.ones(9, 2), 1.0)
+    for text, why in (
+        ("p p > A A, (A > a C C)", "4 invisible legs, not two"),
+        ("p p > A B, (A > a C), (B > b C)", "no particle occurs once on either side"),
+    ):
+        structure = Structure(DecayLegs.of(text, invisible=["C"]))
+        n = len(structure.legs.visible)
+        with pytest.raises(TopologyError, match=f'{why}.*"none"'):
+            measure_edges(structure, torch.ones(9, n, 4), torch.ones(9, 2), 1.0)
     with pytest.raises(InputError, match="'resolution' names 'x'"):
         measure_edges(
             Structure(LEGS), events.p4[:, SLOTS], events.ptmiss, 700.0, {"x": ((1.0, 0.1),)}
@@ -180,5 +218,15 @@ def test_the_invisible_mass_is_where_the_tail_is_shortest(events: Events) -> Non
     assert found.value == pytest.approx(700.0, rel=0.05)
     assert found.depth > 0.5
     assert found.interval[0] <= found.value <= found.interval[1]
+    beyond = scan_trial_mass(
+        Structure(LEGS),
+        events.p4[:, SLOTS],
+        events.ptmiss,
+        [m + 300 for m in masses],
+        n_bootstrap=2,
+    )
+    # all trial masses are too heavy: the tail only grows
+    assert np.isnan(beyond.value)
+    assert beyond.interval == (800.0, 1200.0)
     with pytest.raises(InputError, match="7 trial masses"):
         scan_trial_mass(Structure(LEGS), events.p4[:, SLOTS], events.ptmiss, masses[:5])

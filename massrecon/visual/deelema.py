@@ -26,7 +26,12 @@ from massrecon.visual.template import (
     plain,
 )
 
+_STYLES = tuple(i for i, colour in enumerate(COLOURS) if colour != VERMILION)
+"""Styles of distributions: vermilion is the truth."""
+
 _COMPONENTS = ("<i>q</i><sub>x</sub>", "<i>q</i><sub>y</sub>", "<i>q</i><sub>z</sub>")
+_FEW = 12
+_FEWEST_BINS, _MOST_BINS = 20, 80
 _HEAT = [[0.0, "white"], [0.15, "#DCE9F5"], [0.5, "#56B4E9"], [1.0, "#08306B"]]
 
 
@@ -120,7 +125,7 @@ def _add_heat(
 
 
 def mass_distributions(
-    panels: Sequence[MassPanel], width: float = 0.25, n_bins: int = 80
+    panels: Sequence[MassPanel], width: float = 0.25, n_bins: int | None = None
 ) -> go.Figure:
     """Draws reconstructed masses above, classical variables below, one column a species.
 
@@ -128,13 +133,16 @@ def mass_distributions(
         panels: The species.
         width: Half the range of the upper axes, relative to the mass; the lower ones reach twice as
             far down.
-        n_bins: Bins of each distribution.
+        n_bins: Bins of each distribution; None for one per 75 events, 20 to 80.
 
     Raises:
         InputError: If there is no panel, or one without masses.
     """
     if not panels or not all(panel.upper for panel in panels):
         raise InputError("'panels' needs at least one species with reconstructed masses.")
+    if n_bins is None:
+        n_events = len(next(iter(panels[0].upper.values())))
+        n_bins = min(max(n_events // 75, _FEWEST_BINS), _MOST_BINS)
     figure = make_subplots(2, len(panels), horizontal_spacing=0.1, vertical_spacing=0.15)
     seen: set[str] = set()
     for column, panel in enumerate(panels, start=1):
@@ -144,7 +152,7 @@ def mass_distributions(
         for row, curves in enumerate((panel.upper, panel.lower), start=1):
             low = centre * (1 - width * row)
             high = centre * (1 + width)
-            for number, (name, values) in enumerate(curves.items(), start=4 * (row - 1)):
+            for number, (name, values) in enumerate(curves.items(), start=2 * (row - 1)):
                 edges = np.linspace(low, high, n_bins + 1)
                 _add_steps(figure, row, column, name, values, edges, number, seen)
             _add_mass_lines(figure, row, column, panel, seen)
@@ -170,7 +178,7 @@ def _add_steps(
 ) -> None:
     x = values.detach().cpu().double().numpy()
     shares = np.histogram(x[np.isfinite(x)], edges)[0] / max(len(x), 1)
-    style = number % len(COLOURS)
+    style = _STYLES[number % len(_STYLES)]
     figure.add_trace(
         go.Scatter(
             x=(edges[1:] + edges[:-1]) / 2, y=shares, mode="lines", name=name, legendgroup=name,
@@ -250,8 +258,10 @@ def mass_history(
         row=2, col=1,
     )  # fmt: skip
     figure.update_yaxes(title_text="global mass [GeV]", row=1)
-    figure.update_yaxes(title_text="loss [GeV]", type="log", row=2)
+    figure.update_yaxes(title_text="loss [GeV]", type="log", dtick="D2", row=2)
     figure.update_xaxes(title_text="epoch", row=2)
+    if len(steps) <= _FEW:
+        figure.update_xaxes(dtick=1)
     figure.update_layout(legend=LEGEND_ABOVE)
     last = ", ".join(f"{name} {epochs[-1][name]:.1f}" for name in names)
     dots = " Dotted: the truth." if truth else ""
@@ -348,7 +358,7 @@ def trial_mass_scan(
     Args:
         trial_masses: Trial masses [GeV].
         tails: Tail of each species [GeV].
-        estimate: Estimated mass with the ends of its interval [GeV].
+        estimate: Estimated mass with the ends of its interval [GeV]; a mass of NaN for no kink.
         truth: True mass [GeV].
 
     Raises:
@@ -366,7 +376,9 @@ def trial_mass_scan(
             )
         )  # fmt: skip
     caption = "Mass range in which the last events below the edge lie, against the trial mass"
-    if estimate is not None:
+    if estimate is not None and not np.isfinite(estimate[0]):
+        caption += "; without a kink, so that the mass is not known"
+    elif estimate is not None:
         value, low, high = estimate
         figure.add_vrect(low, high, fillcolor=ORANGE, opacity=0.25, line_width=0)
         figure.add_vline(value, line={"color": BLUE, "dash": "dash"})

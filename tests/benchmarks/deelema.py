@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -32,18 +33,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import massrecon as mr
 from massrecon.events.container import Events
-from massrecon.kinematics import fourvectors as fv
-from massrecon.kinematics.legs import DecayLegs
 from massrecon.kinematics.solvers import pair_solutions
-from massrecon.models.deelema import DeeLeMa, DeeLeMaConfig, Edge, Structure
-from massrecon.models.deelema.anchor import smallest_masses
-from massrecon.models.deelema.edge import bootstrap_edge, fit_edge
-from massrecon.provenance import write_json
+from massrecon.models.deelema import DeeLeMa, Edge, study
+from massrecon.models.deelema.calibration import anchor_edges
+from massrecon.provenance import versions, write_json
 
-CASES = {
-    "antler": ("C", 700.0, {"A": 1000.0, "B": 800.0}),
-    "antler_ttbar": ("nu", 0.0, {"t": 173.0, "W": 80.419}),
-}
+RUNS = {"antler": study.TEST_RUNS["B"], "antler_ttbar": study.TEST_RUNS["C"]}
 STARTS = (-0.2, 0.0, 0.3, 1.0)
 BATCH = 2048
 COMMAND = (
@@ -60,13 +55,8 @@ def sample(card: str, n: int, seed: int, **settings: Any) -> Events:
 
 def model(card: str, preset: str = "ours", seed: int = 0, **fields: Any) -> DeeLeMa:
     """Makes an unfitted DeeLeMa for a card."""
-    name, mass, _ = CASES[card]
-    loaded = mr.load_card(card)
-    smearing = loaded.phase_space.smearing if loaded.phase_space else {}
-    if preset == "ours":
-        fields["resolution"] = {k: tuple(map(tuple, v)) for k, v in smearing.items()}
-    config = DeeLeMaConfig.preset(preset, m_invisible={name: mass}, **fields)
-    return DeeLeMa(DecayLegs.of(loaded.topology, invisible=[name]), config, seed=seed)
+    run = RUNS[card]
+    return DeeLeMa(run.legs, run.config(preset, **fields), seed=seed)
 
 
 class Released(nn.Module):
@@ -156,7 +146,7 @@ def epoch(_: dict[str, Any]) -> dict[str, Any]:
     ours: list[float] = []
     theirs: dict[bool, list[float]] = {True: [], False: []}
     epochs = {single: released_epoch(part, single) for single in theirs}
-    for _ in range(3):  # interleaved, so that other load hits all alike
+    for _turn in range(3):  # interleaved, so that other load hits all alike
         fresh = model("antler", epochs=1)
         ours.append(fresh.fit(part, progress=False, n_bootstrap=1).record.seconds)
         for single, run in epochs.items():
@@ -205,7 +195,7 @@ def _peak(masses: np.ndarray) -> float:
     return float(0.5 * (ordered[first] + ordered[first + n - 1]))
 
 
-def table(done: dict[str, Any], n: int = 30_000, n_test: int = 10_000) -> dict[str, Any]:
+def table(done: dict[str, Any], n: int = 20_000, n_test: int = 10_000) -> dict[str, Any]:
     """Measures Table I: four contaminations, three seeds; keeps what is done."""
     for seed in (1, 2, 3):
         for share in (0.0, 0.1, 0.2, 0.5):
@@ -213,33 +203,41 @@ def table(done: dict[str, Any], n: int = 30_000, n_test: int = 10_000) -> dict[s
             if key in done:
                 continue
             events = sample("antler", n + n_test, seed=100 + seed, contamination=share)
-            fitted = model("antler", seed=seed, epochs=20)
+            fitted = model("antler", seed=seed, epochs=10, batch_size=512)
             fitted.fit(events[:n], seed=seed, progress=False)
-            done[key] = describe(fitted, events[n:], CASES["antler"][2])
-            done[key] |= {"n_events": n, "n_test": n_test}
+            done[key] = describe(fitted, events[n:], RUNS["antler"].truth)
+            done[key] |= {"n_events": n, "n_test": n_test, "epochs": 10, "batch": 512}
             print(key, json.dumps(done[key]), flush=True)
             yield_results()
     return done
 
 
 def starts(done: dict[str, Any]) -> dict[str, Any]:
-    """Measures how results depend on the start, anchored and not."""
-    toys = sample("antler", 10_000, seed=201, contamination=0.2)
+    """Measures how results depend on the start, anchored and not, in three samples."""
     cases = [
-        ("antler", "edge", toys, 2),
-        ("antler_ttbar", "edge", sample("antler_ttbar", 40_000, seed=202), 2),
-        ("antler", "none", toys, 8),
+        ("antler", "edge", 10_000, 2),
+        ("antler_ttbar", "edge", 40_000, 2),
+        ("antler", "none", 10_000, 8),
     ]
-    for card, anchor, data, epochs in cases:
-        truth = CASES[card][2]
+    for (card, anchor, n, epochs), seed in itertools.product(cases, (1, 2, 3)):
+        if anchor == "none" and seed > 1:
+            continue
+        truth = RUNS[card].truth
+        settings = {"contamination": 0.2} if card == "antler" else {}
+        data = sample(card, n, seed=200 + seed, **settings)
+        edges: dict[str, Edge] | None = None  # they do not depend on the start
         for offset in STARTS:
-            key = f"{card},{anchor},{offset:+g}"
+            key = f"{card},{anchor},{offset:+g},seed={seed}"
             if key in done:
                 continue
             begin = {name: (1 + offset) * m for name, m in truth.items()}
-            fitted = model(card, seed=1, start=begin, anchor=anchor, epochs=epochs)
-            fitted.fit(data, seed=1, progress=False, n_bootstrap=10)
+            fitted = model(card, seed=seed, start=begin, anchor=anchor, epochs=epochs)
+            fitted.fit(data, seed=seed, progress=False, n_bootstrap=50, edges=edges)
+            edges = fitted.edges
             done[key] = {"masses": fitted.masses, "intervals": fitted.intervals}
+            done[key]["off_percent"] = {
+                name: 100 * (m / truth[name] - 1) for name, m in fitted.masses.items()
+            }
             done[key] |= {"n_events": len(data), "epochs": epochs}
             print(key, json.dumps(done[key]), flush=True)
             yield_results()
@@ -248,39 +246,42 @@ def starts(done: dict[str, Any]) -> dict[str, Any]:
 
 def coverage(done: dict[str, Any]) -> dict[str, Any]:
     """Measures how often the 68 % interval holds the true mass, in pseudo-experiments."""
-    for card, n, n_sets in (("antler", 2000, 100), ("antler_ttbar", 5000, 16)):
-        name, mass, truth = CASES[card]
+    for card, n, n_sets in (("antler_ttbar", 5000, 100), ("antler", 2000, 100)):
+        if f"{card},{next(iter(RUNS[card].truth))}" in done:
+            continue
         events = sample(card, n * n_sets, seed=301)
-        structure = Structure(DecayLegs.of(events.card.topology, invisible=[name]))
-        probe = model(card)
-        visible, ptmiss = probe.momenta(events)
-        values = smallest_masses(structure, visible, ptmiss, mass, probe.config.resolution)
-        for species, (x, s) in values.items():
-            key = f"{card},{species}"
-            if key in done:
-                continue
-            hits, edges = 0, []
-            for i in range(n_sets):
-                part = slice(i * n, (i + 1) * n)
-                fit = fit_edge(x[part], s[part])
-                replicas = bootstrap_edge(fit, x[part], s[part], 25, seed=i)
-                edge = Edge(species=species, fit=fit, replicas=replicas)
-                low, high = edge.interval()
-                hits += low <= truth[species] <= high
-                edges.append((edge.value, edge.error))
-            found = np.array(edges)
-            done[key] = {
-                "coverage": hits / n_sets,
-                "coverage_error": float(np.sqrt(hits / n_sets * (1 - hits / n_sets) / n_sets)),
-                "mean": float(found[:, 0].mean()),
-                "std": float(found[:, 0].std()),
-                "mean_error": float(found[:, 1].mean()),
-                "n_events": n,
-                "n_experiments": n_sets,
-            }
-            print(key, json.dumps(done[key]), flush=True)
-            yield_results()
+        probe = model(card, n_toys=10_000)
+        found: dict[str, list[Edge]] = {name: [] for name in RUNS[card].truth}
+        for i in range(n_sets):
+            visible, ptmiss = probe.momenta(events[i * n : (i + 1) * n])
+            edges = anchor_edges(
+                probe.structure, probe.config, visible, ptmiss, n_bootstrap=40, seed=1000 + i
+            )
+            for name, edge in edges.items():
+                found[name].append(edge)
+            print(card, i, {k: round(e.value, 2) for k, e in edges.items()}, flush=True)
+        for name, edges in found.items():
+            done[f"{card},{name}"] = _covered(edges, RUNS[card].truth[name]) | {"n_events": n}
+        yield_results()
     return done
+
+
+def _covered(edges: list[Edge], truth: float) -> dict[str, float]:
+    """Summarises pseudo-experiments."""
+    ends = [edge.interval() for edge in edges]
+    share = float(np.mean([low <= truth <= high for low, high in ends]))
+    values = np.array([edge.value for edge in edges])
+    return {
+        "coverage": share,
+        "coverage_error": math.sqrt(share * (1 - share) / len(edges)),
+        "mean": float(values.mean()),
+        "mean_error": float(values.std() / math.sqrt(len(edges))),
+        "std": float(values.std()),
+        "median_quoted_error": float(np.median([edge.error for edge in edges])),
+        "mean_before_calibration": float(np.mean([edge.fit.value for edge in edges])),
+        "truth": truth,
+        "n_experiments": len(edges),
+    }
 
 
 def ttbar(done: dict[str, Any], n: int = 50_000, n_test: int = 10_000) -> dict[str, Any]:
@@ -292,8 +293,9 @@ def ttbar(done: dict[str, Any], n: int = 50_000, n_test: int = 10_000) -> dict[s
         events = sample("antler_ttbar", n + n_test, seed=400 + seed)
         fitted = model("antler_ttbar", seed=seed, epochs=12)
         fitted.fit(events[:n], seed=seed, progress=False, n_bootstrap=20)
-        done[key] = describe(fitted, events[n:], CASES["antler_ttbar"][2])
+        done[key] = describe(fitted, events[n:], RUNS["antler_ttbar"].truth)
         done[key] |= {"n_events": n, "n_test": n_test}
+        done[key]["before_calibration"] = {k: e.fit.value for k, e in fitted.edges.items()}
         if seed == 1:
             done[key]["neutrinos"] = neutrinos(fitted, events[n:])
         print(key, json.dumps(done[key]), flush=True)
@@ -301,17 +303,17 @@ def ttbar(done: dict[str, Any], n: int = 50_000, n_test: int = 10_000) -> dict[s
     return done
 
 
-def published(done: dict[str, Any], n: int = 30_000, n_test: int = 10_000) -> dict[str, Any]:
-    """Measures the published recipe, shortened to 30 epochs, on the same events as the table."""
+def published(done: dict[str, Any], n: int = 10_000, n_test: int = 10_000) -> dict[str, Any]:
+    """Measures the published recipe as it is, all of its 100 epochs, on few events."""
     for share in (0.0, 0.5):
         key = f"E_C={share:g},seed=1"
         if key in done:
             continue
         events = sample("antler", n + n_test, seed=101, contamination=share)
-        fitted = model("antler", "published", seed=1, epochs=30)
+        fitted = model("antler", "published", seed=1)
         fitted.fit(events[:n], seed=1, progress=False)
-        done[key] = describe(fitted, events[n:], CASES["antler"][2])
-        done[key] |= {"n_events": n, "n_test": n_test, "epochs": 30}
+        done[key] = describe(fitted, events[n:], RUNS["antler"].truth)
+        done[key] |= {"n_events": n, "n_test": n_test, "epochs": fitted.config.epochs}
         print(key, json.dumps(done[key]), flush=True)
         yield_results()
     return done
@@ -319,7 +321,7 @@ def published(done: dict[str, Any], n: int = 30_000, n_test: int = 10_000) -> di
 
 def neutrinos(fitted: DeeLeMa, test: Events) -> dict[str, Any]:
     """Compares neutrino momenta of DeeLeMa and of the analytic solver with the truth."""
-    truth = fv.from_pxpypzm(test.partons)[:, [4, 9]]
+    truth = study.true_invisible(fitted, test)
     found = fitted.predict(test)
     visible, ptmiss = fitted.momenta(test)
     b_a, l_a, b_b, l_b = visible.unbind(1)
@@ -356,7 +358,8 @@ def trial(done: dict[str, Any], n: int = 10_000) -> dict[str, Any]:
                 continue
             events = sample("antler", n, seed=500 + seed, contamination=0.2, **settings)
             found = model("antler").scan_trial_mass(events, masses, seed=seed)
-            done[key] = {"value": found.value, "interval": found.interval, "depth": found.depth}
+            value = found.value if math.isfinite(found.value) else None
+            done[key] = {"value": value, "interval": found.interval, "depth": found.depth}
             done[key] |= {"n_events": n, "truth": 700.0}
             print(key, json.dumps(done[key]), flush=True)
             yield_results()
@@ -394,9 +397,15 @@ def main() -> None:
     _out = arguments.out
     if _out is not None and _out.exists():
         _results.update(json.loads(_out.read_text()))
-    _results.setdefault("command", COMMAND)
+    _results.update(command=COMMAND, runs=_results.get("runs", {}))
     for name in arguments.part or ["epoch", "whole"]:
+        start = time.process_time()
         _results[name] = PARTS[name](_results.setdefault(name, {}))
+        _results["runs"][name] = {
+            **versions("torch", "numpy"),
+            "cpu_seconds": round(time.process_time() - start, 1),
+            "load": os.getloadavg()[0],
+        }
         yield_results()
         print(name, json.dumps(_results[name], indent=2))
 

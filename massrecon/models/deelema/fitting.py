@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from massrecon.errors import ModelError
-from massrecon.models.deelema.config import DeeLeMaConfig
 from massrecon.models.deelema.inputs import Prepared
 from massrecon.models.deelema.loss import Loss, anchor_penalty
 from massrecon.models.deelema.momenta import MassFunction, invisible_momenta
@@ -51,7 +50,7 @@ class FitRecord:
     n_events: int = 0
 
 
-class _Fit:
+class Fit:
     """The state of a fit and its steps."""
 
     def __init__(
@@ -61,12 +60,23 @@ class _Fit:
         loss: Loss,
         mass_function: MassFunction,
         data: Prepared,
-        config: DeeLeMaConfig,
         anchor: tuple[Tensor, Tensor],
         seed: int,
     ) -> None:
+        """Puts a fit together.
+
+        Args:
+            network: Changed in place, as are the masses.
+            masses: The global masses.
+            loss: The loss, with the settings.
+            mass_function: Masses of the targets.
+            data: The events.
+            anchor: Edges and their errors in units of the scale, each ``(G,)``; NaN for none.
+            seed: Seed of the order of the events.
+        """
         self.network, self.masses, self.loss = network, masses, loss
-        self.mass_function, self.data, self.config = mass_function, data, config
+        self.mass_function, self.data = mass_function, data
+        self.config = config = loss.config
         self.edges, self.errors = anchor
         self.anchored = bool(self.edges.isfinite().any())
         self.seed, self.n = seed, data.inputs.shape[1]
@@ -78,6 +88,7 @@ class _Fit:
                 {"params": list(masses.parameters()), "peak": self._mass_rate()},
             ],
             betas=(0.9, 0.99),
+            fused=True,
         )
 
     @torch.no_grad()
@@ -151,14 +162,9 @@ class _Fit:
         simplex = np.vstack([start, np.eye(len(centre))])
         options = {"initial_simplex": simplex, "maxfev": 40 * len(centre), "xatol": 1e-2}
         best = minimize(value, start, method="Nelder-Mead", options=options).x
-        masses = centre.cpu().double().numpy() + self.errors.cpu().double().numpy() * best
-        self.masses.assign(
-            dict(
-                zip(
-                    self.masses.structure.groups, (masses * self.masses.scale).tolist(), strict=True
-                )
-            )
-        )
+        found = centre.cpu().double().numpy() + self.errors.cpu().double().numpy() * best
+        found *= self.masses.scale
+        self.masses.assign(dict(zip(self.masses.structure.groups, found.tolist(), strict=True)))
 
     def identity(self) -> str:
         """Returns a checksum of what decides the result."""
@@ -171,15 +177,8 @@ class _Fit:
 
 
 def run_fit(
-    network: Network,
-    masses: OrderedMasses,
-    loss: Loss,
-    mass_function: MassFunction,
-    data: Prepared,
-    config: DeeLeMaConfig,
-    anchor: tuple[Tensor, Tensor],
+    fit: Fit,
     *,
-    seed: int,
     folder: Path | None,
     progress: bool,
     on_epoch: Callable[[Mapping[str, Any]], None] | None,
@@ -189,7 +188,7 @@ def run_fit(
     Raises:
         ModelError: If the checkpoint in `folder` belongs to another fit.
     """
-    fit = _Fit(network, masses, loss, mass_function, data, config, anchor, seed)
+    config, masses = fit.config, fit.masses
     identity = "" if folder is None else fit.identity()
     record = FitRecord(n_events=fit.n)
     if folder is not None:
@@ -211,7 +210,7 @@ def run_fit(
             bar.update()
             if on_epoch is not None:
                 on_epoch(entry)
-    network.eval()
+    fit.network.eval()
     if fit.anchored:
         fit.settle()
     return record
@@ -228,7 +227,7 @@ def _running(entry: Mapping[str, float]) -> str:
     return f"loss {entry['loss']:.2f} GeV, masses {', '.join(shown)} GeV"
 
 
-def _save(fit: _Fit, folder: Path, identity: str, record: FitRecord) -> None:
+def _save(fit: Fit, folder: Path, identity: str, record: FitRecord) -> None:
     """Writes a checkpoint, whole or not at all."""
     state = {f"network.{k}": t for k, t in fit.network.state_dict().items()}
     state |= {f"masses.{k}": t for k, t in fit.masses.state_dict().items()}
@@ -241,7 +240,7 @@ def _save(fit: _Fit, folder: Path, identity: str, record: FitRecord) -> None:
         (fresh / "state.json").write_text(text, encoding="utf-8")
 
 
-def _resume(fit: _Fit, folder: Path, identity: str) -> FitRecord | None:
+def _resume(fit: Fit, folder: Path, identity: str) -> FitRecord | None:
     """Takes up a checkpoint, if there is one."""
     if not folder.is_dir():
         return None

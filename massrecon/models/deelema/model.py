@@ -7,7 +7,8 @@ topology and the trial masses of the invisible particles is put in.
     L(M) has a flat valley: masses somewhat heavier than the true ones solve the events as well.
 
 Its lower tip, where the first events become unsolvable, is the truth. The `anchor` measures it on
-the same events and ties the global masses to it; without it the result depends on the start.
+the same events and ties the global masses to it; without it the result depends on the start. Where
+resolution and natural widths blur it, toys with the same ones tell how far: see `calibration`.
 
 References:
     K. Ban, D. W. Kang, T.-G. Kim, S. C. Park, Y. Park, Phys. Rev. Res. 5 (2023) 043186,
@@ -32,9 +33,10 @@ from massrecon.errors import InputError, ModelError, ShapeError
 from massrecon.events.container import Events
 from massrecon.kinematics.legs import DecayLegs
 from massrecon.kinematics.topology import DecayTopology
-from massrecon.models.deelema.anchor import Edge, measure_edges
+from massrecon.models.deelema.anchor import Edge
+from massrecon.models.deelema.calibration import Simulator, anchor_edges
 from massrecon.models.deelema.config import DeeLeMaConfig
-from massrecon.models.deelema.fitting import FitRecord, run_fit
+from massrecon.models.deelema.fitting import Fit, FitRecord, run_fit
 from massrecon.models.deelema.inputs import Prepared, pick_scale, prepare
 from massrecon.models.deelema.loss import Loss
 from massrecon.models.deelema.momenta import MassFunction, invisible_momenta, safe_root
@@ -164,6 +166,8 @@ class DeeLeMa:
         *,
         seed: int = 0,
         n_bootstrap: int = 50,
+        edges: Mapping[str, Edge] | None = None,
+        simulate: Simulator | None = None,
         folder: str | Path | None = None,
         progress: bool = True,
         on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
@@ -175,6 +179,11 @@ class DeeLeMa:
                 ``(N, L, 4)`` in the order of the topology, and ``(N, 2)``. Truth is not looked at.
             seed: Seed of the order of the events.
             n_bootstrap: Replicas for the uncertainty of the anchored masses.
+            edges: Edges by species that the masses are tied to, such as those of an earlier fit of
+                the same events; None to measure them.
+            simulate: Makes toys for the calibration of the edges from masses by species [GeV], a
+                number and a seed: (visible, ptmiss) as in `sample`, selected as the events are.
+                None for toys from phase space with the resolution and widths of the settings.
             folder: Folder for a checkpoint at each epoch. A fit that was stopped goes on from
                 there, to the same result.
             progress: Whether to show a bar with the running masses.
@@ -191,36 +200,35 @@ class DeeLeMa:
         """
         visible, ptmiss = self.momenta(sample)
         self._build(self.config.scale or pick_scale(visible, self.config))
-        self.edges = self._measure(visible, ptmiss, n_bootstrap, seed)
+        if edges is None:
+            edges = self._measure(visible, ptmiss, simulate, n_bootstrap, seed)
+        self.edges = dict(edges)
         prepared = self._prepare(visible, ptmiss)
         if self.config.normalise:
             self.network.set_scaling(prepared.inputs.flatten(0, 1))
-        self.record = run_fit(
-            self.network,
-            self.global_masses,
-            self.loss,
-            self._mass_function,
-            prepared,
-            self.config,
-            self._anchor_targets(),
-            seed=seed,
-            folder=None if folder is None else Path(folder),
-            progress=progress,
-            on_epoch=on_epoch,
-        )
+        fit = Fit(
+            self.network, self.global_masses, self.loss, self._mass_function, prepared,
+            self._anchor_targets(), seed,
+        )  # fmt: skip
+        folder = None if folder is None else Path(folder)
+        self.record = run_fit(fit, folder=folder, progress=progress, on_epoch=on_epoch)
         ranges = {name: edge.interval() for name, edge in self.edges.items()}
         self._intervals = {k: (round(low, 6), round(high, 6)) for k, (low, high) in ranges.items()}
         return self
 
     def _measure(
-        self, visible: Tensor, ptmiss: Tensor, n_bootstrap: int, seed: int
+        self,
+        visible: Tensor,
+        ptmiss: Tensor,
+        simulate: Simulator | None,
+        n_bootstrap: int,
+        seed: int,
     ) -> dict[str, Edge]:
         if self.config.anchor == "none":
             return {}
-        trial = self.config.m_invisible[self.structure.invisible_species[0]]
-        return measure_edges(
-            self.structure, visible.cpu(), ptmiss.cpu(), trial, self.config.resolution,
-            n_bootstrap, seed,
+        return anchor_edges(
+            self.structure, self.config, visible.cpu(), ptmiss.cpu(),
+            simulate=simulate, n_bootstrap=n_bootstrap, seed=seed,
         )  # fmt: skip
 
     def _anchor_targets(self) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,10 @@ from massrecon.errors import InputError
 from massrecon.models.deelema.config import DeeLeMaConfig
 from massrecon.models.deelema.structure import Structure
 
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": lambda: nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU,
+}
 _CURVE = 5.0
 _LEAST_INCREMENT = 1.0
 
@@ -34,7 +38,7 @@ class Network(nn.Module):
             layers.append(nn.Linear(size, config.hidden))
             if config.batch_norm:
                 layers.append(nn.BatchNorm1d(config.hidden))
-            layers.append(nn.GELU(approximate="tanh"))
+            layers.append(_ACTIVATIONS[config.activation]())
             size = config.hidden
         self.layers = nn.Sequential(*layers)
         self.last = nn.Linear(size, n_outputs)
@@ -68,6 +72,7 @@ class OrderedMasses(nn.Module):
         if missing:
             raise InputError(f"'m_invisible' lacks the trial mass of '{min(missing)}' [GeV].")
         _check_species("start", config.start, structure.groups)
+        _check_species("widths", config.widths, structure.groups)
         self.structure, self.scale = structure, scale
         trial = [config.m_invisible[name] / scale for name in structure.invisible_species]
         self.register_buffer("trial", torch.tensor(trial))

@@ -11,11 +11,14 @@ of the smallest solvable masses of each species; it has a kink at the true mass,
 smallest. The kink is fitted, and fitted again for samples of events drawn anew.
 
 The resolution makes a tail of its own. Where that is longer than what a wrong trial mass adds, the
-kink is gone: see the interval, and the figure of the scan, before using the value.
+kink is gone, and the events do not tell the mass: this is so for the toy of 1000, 800 and 700 GeV
+with momenta smeared by 5 % (without smearing, 10,000 events gave 707, 710 and 704 GeV). A scan that
+does not rise by a fifth on both sides of its minimum has no value.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +33,7 @@ from massrecon.models.deelema.structure import Structure
 _LEAST_POINTS = 7
 _LEAST_EVENTS = 500
 _NEAR = 3
+_LEAST_DEPTH = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,9 @@ class TrialMassScan:
         tails: Tail of each species [GeV], each ``(M,)``.
         masses: Value that the share `beyond` of the events exceeds, by species [GeV], ``(M,)``: the
             masses of the species at each trial mass, a little low.
-        value: Estimate of the mass [GeV].
-        interval: Central 68.3 % range of the bootstrap samples [GeV].
+        value: Estimate of the mass [GeV]; NaN without a kink.
+        interval: Central 68.3 % range of the bootstrap samples [GeV], together with the value;
+            without a kink the whole range of the scan.
         replicas: Estimates of the bootstrap samples [GeV], shape ``(R,)``.
         depth: Relative rise of the tail from its minimum to the nearer end of the scan; a scan
             without a kink has a depth near 0.
@@ -103,12 +108,15 @@ def scan_trial_mass(
     quantiles = torch.tensor([0.15865, 0.84135], dtype=torch.float64)
     low, high = replicas.quantile(quantiles).tolist()
     depth = float(torch.minimum(total[0], total[-1]) / total.min() - 1)
+    interval = min(low, value), max(high, value)
+    if depth < _LEAST_DEPTH:
+        value, interval = math.nan, (float(points[0]), float(points[-1]))
     return TrialMassScan(
         trial_masses=points,
         tails=tails,
         masses=masses,
         value=value,
-        interval=(min(low, value), max(high, value)),
+        interval=interval,
         replicas=replicas,
         depth=depth,
     )

@@ -11,8 +11,9 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, unknown_name
-from massrecon.events.card import load_card
+from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Events
 from massrecon.events.generator import simulate
 from massrecon.kinematics import fourvectors as fv
@@ -67,13 +68,11 @@ class TestRun:
         return DecayLegs.of(load_card(self.card).topology, invisible=[self.invisible])
 
     def config(self, preset: str, **fields: Any) -> DeeLeMaConfig:
-        """Returns a recipe with the trial mass; "ours" knows the resolution of the card."""
+        """Returns a recipe with the trial mass; "ours" knows resolution and widths of the card."""
         if preset == "published" and self.card == "antler_ttbar":
             preset = "published_ttbar"
         if preset in PRESETS and PRESETS[preset].get("anchor", "edge") == "edge":
-            settings = load_card(self.card).phase_space
-            tables = settings.smearing if settings else {}
-            fields["resolution"] = {name: tuple(map(tuple, t)) for name, t in tables.items()}
+            fields = {**_measurement(load_card(self.card)), **fields}
         return DeeLeMaConfig.preset(
             preset, m_invisible={self.invisible: self.m_invisible}, **fields
         )
@@ -82,6 +81,18 @@ class TestRun:
         """Makes events."""
         settings = {} if contamination is None else {"contamination": contamination}
         return simulate(self.card, n_events, seed=seed, progress=False, settings=settings)
+
+
+def _measurement(card: ProcessCard) -> dict[str, Any]:
+    """Returns what a toy's card says about resolution, widths and beams, as settings of a fit."""
+    settings = card.phase_space
+    if settings is None:
+        return {}
+    return {
+        "resolution": {name: tuple(map(tuple, t)) for name, t in settings.smearing.items()},
+        "widths": dict(settings.widths),
+        "beam_energy": card.beam_energy,
+    }
 
 
 _TOY = {"A": 1000.0, "B": 800.0}
@@ -97,6 +108,7 @@ class StudyFit:
     """One fit of a study.
 
     Attributes:
+        test_run: Name of the test run.
         contamination: Share of wrong pairings in its events.
         seed: Seed of events, weights and order.
         start: Offset of the starting masses relative to the truth; None for the recipe's own.
@@ -105,6 +117,7 @@ class StudyFit:
         prediction: What it finds in them.
     """
 
+    test_run: str
     contamination: float
     seed: int
     start: float | None
@@ -167,19 +180,102 @@ def run_study(
     for share in shares:
         for seed in seeds:
             events = run.simulate(n_events + n_test, seed, share)
+            edges = None  # they do not depend on the start
             for start in starts or [None]:
                 begin = {} if start is None else {k: (1 + start) * m for k, m in run.truth.items()}
                 config = run.config(preset, start=begin, **fields)
                 model = DeeLeMa(run.legs, config, device=device, seed=seed)
                 model.fit(
-                    events[:n_events], seed=seed, n_bootstrap=n_bootstrap, progress=progress,
-                    on_epoch=on_epoch,
+                    events[:n_events], seed=seed, n_bootstrap=n_bootstrap, edges=edges,
+                    progress=progress, on_epoch=on_epoch,
                 )  # fmt: skip
+                edges = model.edges
                 rest = events[n_events:]
                 yield StudyFit(
-                    contamination=share, seed=seed, start=start, model=model, test=rest,
-                    prediction=model.predict(rest),
+                    test_run=test, contamination=share, seed=seed, start=start,
+                    model=model, test=rest, prediction=model.predict(rest),
                 )  # fmt: skip
+
+
+def start_study(
+    test: str,
+    starts: Sequence[float],
+    *,
+    epochs: Mapping[str, int] | None = None,
+    **fields: Any,
+) -> dict[str, list[dict[str, float]]]:
+    """Fits the same events from several starts, with the anchor and with the loss alone.
+
+    Args:
+        test: ``"A"``, ``"B"`` or ``"C"``.
+        starts: Starting masses relative to the truth, such as 0.3.
+        epochs: Passes over the events, by setting of `anchor`; None for 2 with and 6 without.
+        **fields: As in `run_study`.
+
+    Returns:
+        The final masses by species [GeV] of each start, by name of the method.
+    """
+    counts = epochs or {"edge": 2, "none": 6}
+    names = {"edge": "anchored", "none": "loss alone"}
+    found = {}
+    for anchor, count in counts.items():
+        fits = run_study(test, starts=starts, anchor=anchor, epochs=count, n_test=1, **fields)
+        found[names[anchor]] = [fit.model.masses for fit in fits]
+    return found
+
+
+def mass_rows(fits: Sequence[StudyFit]) -> list[dict[str, Any]]:
+    """Lists the global masses of fits [GeV], one row for each fit and species."""
+    rows = []
+    for fit in fits:
+        truth = TEST_RUNS[fit.test_run].truth
+        for name, mass in fit.model.masses.items():
+            edge, interval = fit.model.edges.get(name), fit.model.intervals.get(name)
+            low, high = interval or (math.nan, math.nan)
+            rows.append({
+                "E_C": fit.contamination,
+                "seed": fit.seed,
+                "species": name,
+                "mass": f"{mass:.2f}",
+                "interval": f"{low:.2f} to {high:.2f}" if interval else "none",
+                "off": f"{100 * (mass / truth[name] - 1):+.2f} %",
+                "bare edge": f"{edge.fit.value:.2f}" if edge else "none",
+            })  # fmt: skip
+    return rows
+
+
+def widths(fits: Sequence[StudyFit], species: str) -> list[tuple[float, float, float]]:
+    """Lists contamination [%], and mean and standard deviation over events of a mass [GeV]."""
+    masses = [(fit.contamination, fit.prediction.mass(f"{species}_a")) for fit in fits]
+    return [(100 * share, float(m.mean()), float(m.std())) for share, m in masses]
+
+
+def beside_paper(fits: Sequence[StudyFit]) -> list[dict[str, Any]]:
+    """Arranges fits of tests A and B beside the paper's Table I.
+
+    Args:
+        fits: Fits from `run_study`.
+
+    Returns:
+        One row for each contamination and species: the global mass with its spread over seeds, and
+        mean and standard deviation over events of the masses of the first side [GeV].
+    """
+    rows = []
+    for share in dict.fromkeys(fit.contamination for fit in fits):
+        same = [fit for fit in fits if fit.contamination == share]
+        paper = TABLE_I.get(share, {})
+        for name in same[0].model.masses:
+            masses = torch.tensor([fit.model.masses[name] for fit in same])
+            each = torch.stack([fit.prediction.mass(f"{name}_a") for fit in same])
+            rows.append({
+                "E_C": share,
+                "species": name,
+                "global, ours": (float(masses.mean()), float(masses.std(correction=0))),
+                "global, paper": paper.get(name, ""),
+                "events, ours": (float(each.mean()), float(each.std(dim=1).mean())),
+                "events, paper": paper.get(f"{name}_a", ""),
+            })  # fmt: skip
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
