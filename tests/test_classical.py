@@ -12,8 +12,9 @@ import torch
 import massrecon as mr
 from massrecon.errors import InputError
 from massrecon.events.container import Events
-from massrecon.inference.chains import PairedChains, chain_legs, paired_chains, paired_masses
+from massrecon.inference.chains import PairedChains, paired_chains, paired_masses
 from massrecon.inference.classical import invisible_momenta, kink_scan, measure
+from massrecon.inference.mixture import legs_of
 from massrecon.kinematics.constrained import Subsystem
 from massrecon.kinematics.fourvectors import from_pxpypzm, mass
 from massrecon.kinematics.topology import TopologyError
@@ -80,9 +81,9 @@ def test_what_has_no_such_chains_or_truth_is_refused(antler: Events, toy_events:
 
 
 def test_particles_of_a_toy_are_seen_if_they_have_slots(antler: Events) -> None:
-    legs = chain_legs(antler.card)
+    legs = legs_of(antler.card)
     assert [leg.label for leg in legs.invisible] == ["C_a", "C_b"]
-    tops = chain_legs(mr.load_card("ttbar_dilepton"))
+    tops = legs_of(mr.load_card("ttbar_dilepton"))
     assert [leg.label for leg in tops.visible] == ["b_a", "l_a", "b_b", "l_b"]
     assert set(tops.leg_kinds) == {"jet", "lepton"}
 

@@ -270,6 +270,66 @@ def test_the_density_of_the_posterior_adds_up_to_one(wino) -> None:  # noqa: ANN
     assert float(distance.mean()) < 0.06
 
 
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_merged_hypotheses_keep_their_weight(wino, backend) -> None:  # noqa: ANN001
+    mixture, events = wino
+    few, everything = (_with_kept(mixture, kept) for kept in (6, 4000))
+    seen = detected(events)
+    short, whole = (m.posterior(seen, backend=backend) for m in (few, everything))
+    assert short.log_weight.shape[1] == 6 + 3
+    assert int((whole.log_weight > -math.inf).sum(1).max()) > 100
+    torch.testing.assert_close(short.log_evidence, whole.log_evidence, rtol=0, atol=0.15)
+    off = (short.summaries()[:, 0] - whole.summaries()[:, 0]).abs()
+    assert float(off.median()) < 5.0, off
+
+
+def _with_kept(mixture: KinematicMixture, kept: int) -> KinematicMixture:
+    options = MixtureOptions(kept=kept, least_weight=1e-12)
+    again = KinematicMixture(mixture.scheme, mixture.response, mixture.region, options)
+    again.load_state_dict(mixture.state_dict())
+    return again
+
+
+def test_tails_lie_around_the_hypotheses(wino) -> None:  # noqa: ANN001
+    mixture, events = wino
+    whole = _with_kept(mixture, 4000)
+    found, truth = mass_posterior(whole, events), unknown_masses(whole, events)
+    share = found.log_weight[:, :4000].exp()
+    low, high = (
+        torch.tensor(x, dtype=torch.float64) for x in (whole.region.low, whole.region.high)
+    )
+    near = torch.minimum(torch.maximum(found.mean[:, :4000], low), high)
+    centre = (share.unsqueeze(-1) * near).sum(1) / share.sum(1, keepdim=True)
+    explained = found.log_evidence > LEAST_EVIDENCE
+    assert int(explained.sum()) > 50
+    for tail in (4000, 4001):
+        mean = found.mean[:, tail]
+        torch.testing.assert_close(mean[explained], centre[explained], rtol=1e-4, atol=0.1)
+    width = found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    factors = whole.outlier.log_factor.exp()
+    torch.testing.assert_close(
+        width[:, 4001] / width[:, 4000], (factors[1] / factors[0]).expand_as(truth)
+    )
+    blocks = whole.sorter.blocks(detected(events), 2**14)
+    for block in blocks:
+        expected = whole.log_prob(block, truth[block.rows]).detach()[explained[block.rows]]
+        rows = block.rows[explained[block.rows]]
+        torch.testing.assert_close(found.log_prob(truth)[rows], expected, rtol=1e-3, atol=0.02)
+
+
+def test_threads_share_the_work(wino) -> None:  # noqa: ANN001
+    mixture, events = wino
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(mass_posterior(mixture, events).summaries())
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
 def test_draws_follow_the_density_and_stay_inside(wino) -> None:  # noqa: ANN001
     mixture, events = wino
     found = mass_posterior(mixture, events)

@@ -102,7 +102,7 @@ def paired_chains(events: Events, level: Level = "partons") -> PairedChains:
     """
     if level not in ("partons", "objects"):
         raise unknown_name("level", level, ("partons", "objects"))
-    legs = chain_legs(events.card)
+    legs = legs_of(events.card)
     both = subsystem(legs, "ab").sides
     if len(subsystem(legs, "b").sides[0].visible) == 0 or len(both[0].relatives) != 1:
         raise TopologyError(f"'{legs.topology.text}' has no chains of two steps.")
@@ -113,18 +113,6 @@ def paired_chains(events: Events, level: Level = "partons") -> PairedChains:
     seen, kept = _leading_objects(events, legs)
     picked = {label: p4[kept] for label, p4 in truth.items()}
     return _best_pairing(events, legs, picked, seen, kept)
-
-
-def chain_legs(card: ProcessCard) -> DecayLegs:
-    """Reads from a card which legs of its decay are seen, and as what kind of object.
-
-    In a toy the particles of its object slots are seen; otherwise the PDG codes decide.
-    """
-    if card.phase_space is None:
-        return legs_of(card)
-    seen = {group.kind for group in card.objects}
-    invisible = [leg.name for leg in card.topology.legs if leg.name not in seen]
-    return DecayLegs.of(card.topology, invisible)
 
 
 def paired_masses(events: Events, particle: str) -> Tensor:
@@ -143,7 +131,7 @@ def paired_masses(events: Events, particle: str) -> Tensor:
     Raises:
         TopologyError: If the particle does not occur twice, or decays to something invisible.
     """
-    legs = chain_legs(events.card)
+    legs = legs_of(events.card)
     labels = [node.label for node in legs.topology.nodes if node.name == particle]
     below = [leg for label in labels for leg in legs.legs_below(legs.topology.node(label))]
     if len(labels) != 2 or any(legs.kinds[leg.index] is None for leg in below):

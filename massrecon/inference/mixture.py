@@ -71,22 +71,26 @@ _STRETCH = (0.7, 1.5)
 
 
 def legs_of(card: ProcessCard) -> DecayLegs:
-    """Reads the role of each leg from the PDG codes of a card.
+    """Reads from a card which legs of its decay are seen, and as what kind of object.
 
-    Particles that the card names among its objects are seen. Neutrinos and other new particles are
-    invisible. Quarks, gluons, and bosons whose decay is left open are jets. Sides are alike if the
-    same masses are unknown in them.
+    In a toy the particles of its object slots are seen, and all others are invisible, whatever
+    their PDG codes. Otherwise the codes decide: neutrinos and new particles are invisible; quarks,
+    gluons, and bosons whose decay is left open are jets. Sides are alike if the same masses are
+    unknown in them.
 
     Raises:
         TopologyError: If a leg is neither, such as a tau.
     """
     kinds, invisible = {}, []
+    slots = None if card.phase_space is None else {group.kind for group in card.objects}
     for leg in card.topology.legs:
         codes = {abs(code) for code in card.particles[leg.name].pdg}
         found = {_KINDS.get(code) for code in codes}
-        if leg.name in {group.kind for group in card.objects}:
+        if slots is not None and leg.name in slots:
             kinds[leg.name] = leg.name
-        elif all(code in _NEUTRINOS or code >= _NEW_PARTICLES_FROM for code in codes):
+        elif slots is not None or all(
+            code in _NEUTRINOS or code >= _NEW_PARTICLES_FROM for code in codes
+        ):
             invisible.append(leg.name)
         elif len(found) == 1 and None not in found:
             kinds[leg.name] = str(found.pop())
@@ -129,7 +133,7 @@ def mixture_for(
         TopologyError: If a mass cannot be computed from what is seen.
     """
     card = load_card(card) if isinstance(card, str) else card
-    content = shipped_for(card.name, masses) if fitted else None
+    content = shipped_for(card.name, masses) if fitted or isinstance(masses, str) else None
     if isinstance(masses, str) and content is None:
         names = [n.removeprefix(f"{card.name}_") for n in shipped_mixtures() if card.name in n]
         raise unknown_name(f"fit of '{card.name}'", masses, names)
@@ -139,7 +143,7 @@ def mixture_for(
     if content is not None and options is None:
         options = options_of(content)
     mixture = _build(card, ranges, response or response_of(card), options)
-    if content is not None and options == options_of(content):
+    if fitted and content is not None and options == options_of(content):
         _put(mixture, content, ranges == masses_of(content))
     return mixture
 
@@ -155,10 +159,18 @@ def load_mixture(path: str | Path, card: ProcessCard | None = None) -> Kinematic
         StoreError: If the file cannot be read or does not fit the card.
     """
     content = read_mixture(path)
-    card = card or load_card(content["card"])
+    return mixture_from(content, card or load_card(content["card"]), str(path))
+
+
+def mixture_from(content: Mapping[str, Any], card: ProcessCard, path: str) -> KinematicMixture:
+    """Builds the mixture of a card that `mixture_content` describes.
+
+    Raises:
+        StoreError: If it does not fit the card; the message names `path`.
+    """
     ranges = _ranges(card, masses_of(content))
     mixture = _build(card, ranges, response_of(card), options_of(content))
-    put_parameters(mixture, content, str(path))
+    put_parameters(mixture, content, path)
     return mixture
 
 
@@ -166,7 +178,9 @@ def _put(mixture: KinematicMixture, content: dict[str, Any], whole: bool) -> Non
     """Puts shipped parameters in; the outlier stays that of the region if the region is another."""
     if not whole:
         own = {n: p.tolist() for n, p in mixture.named_parameters() if n.startswith("outlier.")}
-        own.pop("outlier.share")
+        own = {
+            n: values for n, values in own.items() if n in ("outlier.centre", "outlier.log_width")
+        }
         content = {**content, "parameters": {**content["parameters"], **own}}
     put_parameters(mixture, content, content["name"])
 

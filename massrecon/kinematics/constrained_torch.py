@@ -2,6 +2,10 @@
 
 Mathematics and algebra are those of `constrained_kernel`; here each step treats all events that
 still need it. Sides, points and multipliers are tuples of tensors of shape (N,).
+
+`torch.compile` of the algebra works but is not worth it on a processor: for 4,000 events of the
+antler toy it took 35 s of processor time to compile, and then 250 to 310 us per event in place of
+370; the loop over steps, which it does not see, takes the rest. Numba needs 2 us.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ from massrecon.kinematics.mixture_events import (
     Plan,
 )
 from massrecon.kinematics.mixture_invisible import Fillings
-from massrecon.kinematics.mixture_parameters import ChainResponse, Outlier, TrialPrior
+from massrecon.kinematics.mixture_outlier import Outlier
+from massrecon.kinematics.mixture_parameters import ChainResponse, TrialPrior
 from massrecon.kinematics.mixture_posterior import MassPosterior, PosteriorCollector
 from massrecon.kinematics.mixture_scheme import MassRegion, MassScheme, ResponseTable
 from massrecon.kinematics.topology import Node
@@ -80,7 +81,7 @@ class KinematicMixture(nn.Module):
         log_width: Log of a factor on the resolution of each source in `sources`.
         extra: Weights of the traits of an extra object in the log of its probability.
         log_temperature: Log of the temperature T; weights are raised to 1 / T.
-        outlier: The component for events that no assignment explains.
+        outlier: Broad components for what no assignment explains.
     """
 
     def __init__(
@@ -152,13 +153,23 @@ class KinematicMixture(nn.Module):
         All hypotheses count, and gradients flow to the parameters.
         """
         found, x = self.gaussians(block), list(masses.T)
-        inside = algebra.log_probability(found.mean, found.covariance, self.region.rows)
+        weight = found.log_weight + self._log_inside(found)
+        log_evidence = torch.logsumexp(weight, 0)
+        tails = self.outlier.tails((weight - log_evidence).exp(), found.mean, found.precision)
+        broad = torch.cat([self.outlier.log_prob(x)[None], self.outlier.tail_log_prob(x, *tails)])
+        log_broad = self.outlier.log_weights(log_evidence)
         density = algebra.log_normal_density(x, found.mean, found.precision, found.log_det)
-        log_evidence = torch.logsumexp(found.log_weight + inside, 0)
-        log_outlier = self.outlier.log_weight(log_evidence)
         parts = torch.logsumexp(found.log_weight + density, 0)
-        total = torch.logaddexp(log_evidence, log_outlier)
-        return torch.logaddexp(parts, log_outlier + self.outlier.log_prob(x)) - total
+        total = torch.logaddexp(log_evidence, torch.logsumexp(log_broad, 0))
+        return torch.logaddexp(parts, torch.logsumexp(log_broad + broad, 0)) - total
+
+    def log_evidence(self, block: EventBlock) -> Tensor:
+        """Computes the log of the sum of the weights of all hypotheses inside the region, (N,)."""
+        found = self.gaussians(block)
+        return torch.logsumexp(found.log_weight + self._log_inside(found), 0)
+
+    def _log_inside(self, found: Gaussians) -> Tensor:
+        return algebra.log_probability(found.mean, found.covariance, self.region.rows)
 
     @torch.no_grad()
     def posterior(
@@ -195,24 +206,54 @@ class KinematicMixture(nn.Module):
                 best = self._best(found)
                 collector.add(
                     rows=block.rows[part],
-                    log_weight=best.values,
-                    mean=[_at(x, best.indices) for x in found.mean],
-                    covariance=[[_at(x, best.indices) for x in row] for row in found.covariance],
+                    log_weight=best.log_weight,
+                    mean=best.mean,
+                    covariance=best.covariance,
                     momenta=[p4[:, plan.pairs[best.indices, side], part] for side, p4 in carried],
                 )
         collector.normalise()
         return collector.posterior
 
     def _best(self, found: Gaussians) -> _Best:
-        """Chooses what is kept: by weight, lowered by the distance from the region."""
+        """Keeps the largest hypotheses and merges the others of an event into the last one."""
         score = found.log_weight
         for i, mean in enumerate(found.mean):
             off = mean - mean.clamp(self.region.low[i], self.region.high[i])
             score = torch.addcdiv(score, off.square_(), found.covariance[i][i], value=-0.5)
         best = score.topk(min(self.options.kept, len(score)), 0)
-        weight = _at(found.log_weight, best.indices)
-        negligible = best.values < best.values[0] + math.log(self.options.least_weight)
-        return _Best(weight.masked_fill(negligible, -math.inf), best.indices)
+        least = best.values[0] + math.log(self.options.least_weight)
+        log_weight = _at(found.log_weight, best.indices)
+        kept = _Best(
+            log_weight.masked_fill(best.values < least, -math.inf),
+            [_at(x, best.indices) for x in found.mean],
+            [[_at(x, best.indices) for x in row] for row in found.covariance],
+            best.indices,
+        )
+        rest = (score <= best.values[-1]) & (score >= least)
+        crowded = rest.sum(0) > 1
+        if bool(crowded.any()):
+            weight = (score - best.values[-1]).exp().masked_fill(~rest, 0.0)
+            self._merge(found, weight, best.values[-1], crowded, kept)
+        return kept
+
+    def _merge(
+        self, found: Gaussians, weight: Tensor, largest: Tensor, where: Tensor, into: _Best
+    ) -> None:
+        """Puts the moments of hypotheses of some weights in the last place of some events.
+
+        Their means are moved into the region; weights are relative to the log weight `largest`.
+        """
+        total, ends = weight.sum(0), zip(self.region.low, self.region.high, strict=True)
+        share = weight / total
+        near = [mean.clamp(*end) for mean, end in zip(found.mean, ends, strict=True)]
+        centre = [(share * mean).sum(0) for mean in near]
+        off = [mean - middle for mean, middle in zip(near, centre, strict=True)]
+        into.log_weight[-1] = torch.where(where, largest + total.log(), into.log_weight[-1])
+        for i, middle in enumerate(centre):
+            into.mean[i][-1] = torch.where(where, middle, into.mean[i][-1])
+            for j, entry in enumerate(found.covariance[i]):
+                second = (share * (entry + off[i] * off[j])).sum(0)
+                into.covariance[i][j][-1] = torch.where(where, second, into.covariance[i][j][-1])
 
     def momenta_of(self, node: Node, plan: Plan, objects: Objects) -> tuple[int, Tensor]:
         """Returns the chain of a resonance and its momenta, shape ``(4, W C, N)``."""
@@ -223,9 +264,11 @@ class KinematicMixture(nn.Module):
 
 
 class _Best(NamedTuple):
-    """Log weights of the hypotheses that are kept, -inf for negligible ones, and their numbers."""
+    """What is kept: log weights, -inf for negligible ones, Gaussians, and their numbers."""
 
-    values: Tensor
+    log_weight: Tensor
+    mean: list[Tensor]
+    covariance: algebra.Matrix
     indices: Tensor
 
 

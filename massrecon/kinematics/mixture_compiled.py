@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from massrecon.kinematics import mixture_kernel as kernel
 from massrecon.kinematics import mixture_sums as sums
+from massrecon.kinematics.mixture_arrays import ChainNumbers, ChainTables, EventNumbers
 from massrecon.kinematics.mixture_chains import PTMISS, SHARE, ChainBuilder, Objects
 from massrecon.kinematics.mixture_events import DetectedEvents, Plan
 from massrecon.kinematics.mixture_parameters import BARE, FLOOR, ChainResponse
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from massrecon.kinematics.mixture import KinematicMixture
 
 _BLOCK = 2**19
+_PARTS = 4  # blocks are smaller by this where several threads share them
 
 
 def compiled_posterior(
@@ -37,42 +40,49 @@ def compiled_posterior(
         mixture.outlier, mixture.scheme.names, mixture.options.kept, tuple(momenta), events.p4
     )
     choice = _choice(mixture)
-    for rows, plan, objects in mixture.sorter.groups(events, _BLOCK, by="configurations"):
-        information = np.concatenate(
-            [
-                chain_information(mixture, side, builder, objects)
-                for side, builder in enumerate(plan.builders)
-            ],
-            axis=2,
-        )
+
+    def work(group: tuple[Tensor, Plan, Objects]) -> None:
+        rows, plan, objects = group
+        information = _information(mixture, plan, objects)
         chosen = _sum(information, plan, choice, rows, collector.posterior)
         carried = [mixture.momenta_of(node, plan, objects) for node in nodes]
         collector.carry(
             rows,
             [p4[:, plan.pairs[chosen, side], torch.arange(len(rows))] for side, p4 in carried],
         )
+
+    threads = torch.get_num_threads()
+    block = _BLOCK if threads == 1 else _BLOCK // _PARTS
+    groups = mixture.sorter.groups(events, block, by="configurations")
+    if threads == 1:
+        for group in groups:
+            work(group)
+    else:  # kernels do not hold the lock of the interpreter, and events have rows of their own
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, groups))
     found = collector.posterior
-    found.log_inside[:, :-1] = restricted(found, mixture.region.rows, None)[0][:, :-1]
+    kept = slice(None, mixture.options.kept)
+    found.log_inside[:, kept] = restricted(found, mixture.region.rows, None)[0][:, kept]
     collector.normalise()
     return found
 
 
-def chain_information(
-    mixture: KinematicMixture, side: int, builder: ChainBuilder, objects: Objects
-) -> np.ndarray:
-    """Computes the information of one chain, shape ``(N, E, W C)``."""
+def _information(mixture: KinematicMixture, plan: Plan, objects: Objects) -> np.ndarray:
+    """Computes the information of all chains, one after the other, shape ``(N, E, rows)``."""
     m = len(mixture.scheme.names)
-    shape = (builder.n_ways * len(builder.index), m * (m + 1) // 2 + m + 1)
-    out = np.empty((len(objects.ptmiss_width), shape[1], shape[0]))
-    event = _event_numbers(mixture, builder, objects)
-    tables, numbers = _tables(builder), _chain_numbers(mixture, side, builder)
-    kernel.chain_information(event, tables, numbers, m, out)
+    shape = (len(objects.ptmiss_width), m * (m + 1) // 2 + m + 1, plan.n_configurations)
+    out, first = np.empty(shape), 0
+    for side, builder in enumerate(plan.builders):
+        event = _event_numbers(mixture, builder, objects)
+        tables, numbers = _tables(builder), _chain_numbers(mixture, side, builder)
+        kernel.chain_information(event, tables, numbers, m, first, out)
+        first += builder.n_ways * len(builder.index)
     return out
 
 
 def _event_numbers(
     mixture: KinematicMixture, builder: ChainBuilder, objects: Objects
-) -> kernel.EventNumbers:
+) -> EventNumbers:
     factor = dict(zip(mixture.sources, (2 * mixture.log_width).exp().tolist(), strict=True))
     variance, extra = objects.resolution**2, torch.zeros_like(objects.resolution)
     lossy = torch.zeros(len(objects.kinds))
@@ -86,7 +96,7 @@ def _event_numbers(
     share = [builder.fillings.momenta(place, objects.ptmiss) for place in places]
     shape = (0, 2, 1, len(objects.ptmiss_width))
     shares = torch.stack(share) if share else objects.p4.new_zeros(shape)
-    return kernel.EventNumbers(
+    return EventNumbers(
         p4=_array(objects.p4.permute(2, 1, 0)),
         variance=_array(variance.T),
         extra=_array(extra.T),
@@ -97,14 +107,12 @@ def _event_numbers(
     )
 
 
-def _chain_numbers(
-    mixture: KinematicMixture, side: int, builder: ChainBuilder
-) -> kernel.ChainNumbers:
+def _chain_numbers(mixture: KinematicMixture, side: int, builder: ChainBuilder) -> ChainNumbers:
     scheme, response = mixture.scheme, cast(ChainResponse, mixture.chains[side])
     factor = dict(zip(mixture.sources, (2 * mixture.log_width).exp().tolist(), strict=True))
     nodes, mothers = response.nodes, [builder.mother(i) for i in range(len(builder.solved))]
     origin = torch.tensor([mixture.region.middle[p] for p in scheme.tried], dtype=torch.float64)
-    return kernel.ChainNumbers(
+    return ChainNumbers(
         prior=_array(response.prior),
         shift=_array(response.shift),
         spread=_array((2 * response.log_spread).exp()),
@@ -136,7 +144,7 @@ def _filling(mixture: KinematicMixture, side: int, builder: ChainBuilder) -> np.
 
 
 @lru_cache(maxsize=512)
-def _tables(builder: ChainBuilder) -> kernel.ChainTables:
+def _tables(builder: ChainBuilder) -> ChainTables:
     """Lists the distinct sets of objects of a chain, and which set is what."""
     like = torch.zeros((), dtype=torch.bool)
     nodes, legs = builder.measured, builder.solved
@@ -154,7 +162,7 @@ def _tables(builder: ChainBuilder) -> kernel.ChainTables:
         padded[i, : len(row)] = row
     places = [np.searchsorted(row, of) for row, of in zip(distinct, of_mothers, strict=True)]
     inside = [[builder.scheme.contains(node, leg) for leg in legs] for node in nodes]
-    return kernel.ChainTables(
+    return ChainTables(
         members=members,
         n_members=sets.sum(1).numpy().astype(np.int64),
         chain=_integers(number[0]),
@@ -194,9 +202,7 @@ def _sum(
         hypotheses,
         choice,
         rows.numpy(),
-        to.log_weight.numpy(),
-        to.mean.numpy(),
-        to.covariance.numpy(),
+        sums.Results(to.log_weight.numpy(), to.mean.numpy(), to.covariance.numpy()),
         chosen,
     )
     return order[torch.as_tensor(chosen.T)]

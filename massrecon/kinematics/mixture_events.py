@@ -32,15 +32,16 @@ class MixtureOptions:
             also be extra, in any number.
         shares: Ways to share ptmiss among several invisible legs.
         trials: Trial values of each unknown mass that solves for an invisible leg.
-        kept: Number of Gaussians kept for each event, those of largest weight.
-        least_weight: Gaussians of less weight, relative to the largest, are left out.
+        kept: Number of Gaussians kept for each event: those of largest weight, and in the last
+            place, where there are more, one with the moments of all others.
+        least_weight: Hypotheses of less weight, relative to the largest, are left out.
     """
 
     most_objects: Mapping[str, int] = field(default_factory=lambda: {"jet": 8})
     missing: Mapping[str, int] = field(default_factory=lambda: {"jet": 4})
     shares: int = 24
     trials: int = 12
-    kept: int = 96
+    kept: int = 32
     least_weight: float = 1e-4
 
 
@@ -170,7 +171,7 @@ class EventSorter:
         kinds = tuple(k for k in dict.fromkeys(events.kinds) if k in self.scheme.legs.leg_kinds)
         counts = self.counts(events, kinds)
         sum_pt = (torch.hypot(events.p4[..., 0], events.p4[..., 1]) * events.present).sum(1)
-        for number in torch.unique(counts, dim=0).tolist():
+        for number in sorted(set(map(tuple, counts.tolist()))):
             rows = (counts == counts.new_tensor(number)).all(1).nonzero().flatten()
             plan = self.plan(tuple(zip(kinds, number, strict=True)))
             if plan is None:

@@ -80,6 +80,7 @@ def fit_parameters(
     fitted = copy.deepcopy(mixture)
     examples = prepare(fitted, events, masses)
     held_out = None if validation is None else prepare(fitted, *validation)
+    set_pivot(fitted, examples)
     generator = torch.Generator().manual_seed(fit.seed)
     optimizer = torch.optim.Adam(fitted.parameters(), lr=fit.learning_rate, betas=(0.9, 0.98))
     n_steps = fit.epochs * len(_batches(examples, fit.batch, torch.Generator().manual_seed(0)))
@@ -120,6 +121,13 @@ def prepare(mixture: KinematicMixture, events: DetectedEvents, masses: Tensor) -
         )
     blocks = mixture.sorter.blocks(events, _BLOCK, most_events=_MOST_EVENTS)
     return [(block, masses[block.rows]) for block in blocks]
+
+
+@torch.no_grad()
+def set_pivot(mixture: KinematicMixture, examples: Examples) -> None:
+    """Lets the shares of broad components count from the median log evidence of these events."""
+    found = torch.cat([mixture.log_evidence(block) for block, _ in examples])
+    mixture.outlier.pivot.copy_(found.median())
 
 
 @torch.no_grad()

@@ -11,174 +11,19 @@ B . p_k with B = A - (dy / d(V . nu)) (V + nu). With K = sum_k r_k^2 p_k p_k of 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from massrecon.kinematics.backends import compiled, inlined
+from massrecon.kinematics.mixture_arrays import ChainNumbers, ChainTables, EventNumbers, Workspace
 from massrecon.kinematics.mixture_invisible import LEAST_SQUARED, MOST_PULL
+from massrecon.kinematics.mixture_linear import invert
 
 Array = np.ndarray
 _LIGHTEST = 1.0
 _P4, _LOSSY, _TENSOR, _EXTRA, _N_SUMS = 0, 4, 8, 18, 19
 _FAR_PULL = 18.0  # half a squared pull beyond which a solution is left out
 _N_LEG = 12  # nu (4), slopes (3), variances (2), unreal, log root, pull
-
-
-class ChainTables(NamedTuple):
-    """Which objects belong to what, for the C configurations of a chain.
-
-    Attributes:
-        members: Objects of each of U distinct sets, ``(U, K)``, of which `n_members` count.
-        n_members: ``(U,)``.
-        chain: Set of the whole chain, ``(C,)``.
-        node: Set of each measured resonance, ``(d, C)``.
-        mother: Mother of each solved leg as a position in `mothers`, ``(L, C)``.
-        mothers: Distinct sets of the mother of each leg, ``(L, V)``, -1 where there are fewer.
-        inside: Whether a resonance contains a leg, ``(d, L)``.
-        under: Leg whose mother contains a resonance, or -1, ``(d,)``.
-        smaller: The one of two resonances that descends from the other, or -1, ``(d, d)``.
-        bare: Whether a decay in a resonance lost all its legs, ``(d, C)``.
-        lost: Number of lost legs, ``(C,)``.
-    """
-
-    members: Array
-    n_members: Array
-    chain: Array
-    node: Array
-    mother: Array
-    mothers: Array
-    inside: Array
-    under: Array
-    smaller: Array
-    bare: Array
-    lost: Array
-
-
-class ChainNumbers(NamedTuple):
-    """Parameters of a chain, and the fillings.
-
-    Attributes:
-        prior: By number of lost legs, as `shift` and `spread` (squared), ``(P,)``.
-        shift: See `prior`.
-        spread: See `prior`.
-        blur: Squared, by resonance and number of lost legs, ``(d, P)``.
-        power: Likewise.
-        way: Weights of a solution, ``(4,)``.
-        invisible: Squared widths for real and unreal solutions, ``(2,)``.
-        parameter: Unknown mass of each resonance, or -1, ``(d,)``.
-        expected: Known mass, or origin of the unknown one, ``(d,)``.
-        tried: Number of the trial mass of the mother of each leg, or -1, ``(L,)``.
-        own: Mass of each leg, ``(L,)``.
-        mass: Mass of its mother in each filling, ``(L, F)``.
-        cell: Width of the cells of this mass, ``(L,)``.
-        trial: Trial masses from the origin on, ``(F, T)``.
-        trial_parameter: Their unknown masses, ``(T,)``.
-        filling: What each filling adds to the information, ``(F, E)``.
-        factors: On the variances from ptmiss and from cells of shares, ``(2,)``.
-        constants: Squared least width, squared relative width of a bare mass, and whether the
-            momentum of the produced particle is measured, ``(3,)``.
-    """
-
-    prior: Array
-    shift: Array
-    spread: Array
-    blur: Array
-    power: Array
-    way: Array
-    invisible: Array
-    parameter: Array
-    expected: Array
-    tried: Array
-    own: Array
-    mass: Array
-    cell: Array
-    trial: Array
-    trial_parameter: Array
-    filling: Array
-    factors: Array
-    constants: Array
-
-
-class EventNumbers(NamedTuple):
-    """Objects of n events.
-
-    Attributes:
-        p4: ``(n, K, 4)``.
-        variance: Squared relative resolutions with their fitted factors, ``(n, K)``.
-        extra: Log weight of each object to be extra, zero for kinds that cannot, ``(n, K)``.
-        lossy: Which objects can get lost, ``(K,)``.
-        share: Share of ptmiss of each solved leg, ``(n, L, F, 2)``.
-        ptmiss: Variance of each component of ptmiss, ``(n,)``.
-        cell: Variance of each component of a share within its cell, ``(n, F)``.
-    """
-
-    p4: Array
-    variance: Array
-    extra: Array
-    lossy: Array
-    share: Array
-    ptmiss: Array
-    cell: Array
-
-
-class Workspace(NamedTuple):
-    """Numbers of one event: `sums` of sets and `legs`; and of one hypothesis, by resonance.
-
-    Attributes:
-        sums: Momentum, momentum that can get lost, tensor K and extra weight, ``(U, 19)``.
-        legs: Solutions by leg, set of the mother, root and filling, ``(L, V, 2, F, 12)``.
-        chosen: Variances of the share of each leg in a hypothesis, and whether it is unreal,
-            ``(L, 3)``.
-        p4: Momentum, ``(d, 4)``.
-        a: The four-vector A, ``(d, 4)``.
-        b: The four-vectors B, by resonance and leg, ``(d L, 4)``.
-        mass: ``(d,)``.
-        lean: Change when all objects that can get lost grow, ``(d,)``.
-        by_share: Change with the share of each leg, ``(d, L, 2)``.
-        by_trial: Change with each trial mass, ``(d, T)``.
-        s: Covariance, then its inverse, ``(d, d)``.
-        value: Measured less expected masses, ``(d,)``.
-        design: The matrix H, ``(d, M)``.
-        row: The result, ``(E,)``.
-    """
-
-    sums: Array
-    legs: Array
-    chosen: Array
-    p4: Array
-    a: Array
-    b: Array
-    mass: Array
-    lean: Array
-    by_share: Array
-    by_trial: Array
-    s: Array
-    value: Array
-    design: Array
-    row: Array
-
-
-@inlined
-def invert(a: Array, n: int) -> float:
-    """Inverts a symmetric positive matrix in place and returns log(det) of it."""
-    det = 1.0
-    for k in range(n):
-        pivot = a[k, k]
-        det *= pivot
-        inverse = 1.0 / pivot
-        for i in range(n):
-            if i == k:
-                continue
-            ratio = a[i, k] * inverse
-            for j in range(n):
-                if j != k:
-                    a[i, j] -= ratio * a[k, j]
-            a[i, k] = ratio
-        for j in range(n):
-            a[k, j] *= -inverse
-        a[k, k] = inverse
-    return math.log(det)
 
 
 @inlined
@@ -492,6 +337,7 @@ def inform_all(
     tables: ChainTables,
     numbers: ChainNumbers,
     work: Workspace,
+    first: int,
     out: Array,
 ) -> None:
     """Fills the information of all events; see `chain_information`."""
@@ -505,7 +351,7 @@ def inform_all(
                 for x in range(4):
                     work.p4[i, x] = work.sums[u, x]
                 measure(work, i, u)
-            row = c
+            row = first + c
             for r in range(1 << n_legs):
                 for f in range(n_fillings):
                     inform(work, tables, numbers, (c, r, f))
@@ -516,9 +362,14 @@ def inform_all(
 
 @compiled
 def chain_information(
-    event: EventNumbers, tables: ChainTables, numbers: ChainNumbers, n_masses: int, out: Array
+    event: EventNumbers,
+    tables: ChainTables,
+    numbers: ChainNumbers,
+    n_masses: int,
+    first: int,
+    out: Array,
 ) -> None:
-    """Fills `out` ``(n, E, W C)`` for one chain, E = M (M + 1) / 2 + M + 1."""
+    """Fills `out` ``(n, E, rows)`` from row `first` on for one chain, E = M (M + 1) / 2 + M + 1."""
     size, n_legs, n_fillings = len(tables.node), len(tables.mothers), len(numbers.filling)
     work = Workspace(
         sums=np.empty((len(tables.n_members), _N_SUMS)),
@@ -536,4 +387,4 @@ def chain_information(
         design=np.empty((size, n_masses)),
         row=np.empty(out.shape[1]),
     )
-    inform_all(event, tables, numbers, work, out)
+    inform_all(event, tables, numbers, work, first, out)

@@ -16,7 +16,7 @@ from massrecon.kinematics import mixture_algebra as algebra
 from massrecon.kinematics.legs import Chain
 from massrecon.kinematics.mixture_chains import ChainTerms
 from massrecon.kinematics.mixture_invisible import Fillings
-from massrecon.kinematics.mixture_scheme import MassRegion, MassScheme
+from massrecon.kinematics.mixture_scheme import MassScheme
 from massrecon.kinematics.topology import Node
 
 FLOOR = 1.0
@@ -195,48 +195,3 @@ class TrialPrior(nn.Module):
             vector[p] = value * inverse
             log_weight = log_weight + self.power[k] * trial.log() - 0.5 * value**2 * inverse
         return torch.stack([*algebra.packed(matrix), *vector, log_weight])
-
-
-class Outlier(nn.Module):
-    """The component for events that no assignment explains: one broad Gaussian.
-
-    Attributes:
-        share: Log of its weight where the others add up to one, and how it follows their sum (a
-            sigmoid: 0 not at all, 1 in proportion), ``(2,)``.
-        centre: Its mean [GeV], ``(M,)``.
-        log_width: Log of its width in each mass [GeV], ``(M,)``.
-    """
-
-    def __init__(self, region: MassRegion) -> None:
-        super().__init__()
-        low, high = (torch.tensor(x, dtype=torch.float64) for x in (region.low, region.high))
-        self.region = region
-        self.share = nn.Parameter(torch.tensor([-3.0, 4.0], dtype=torch.float64))
-        self.centre = nn.Parameter((low + high) / 2)
-        self.log_width = nn.Parameter((high - low).log())
-
-    @property
-    def mean(self) -> list[Tensor]:
-        """Its mean before it is cut to the region, M tensors."""
-        return list(self.centre)
-
-    @property
-    def covariance(self) -> algebra.Matrix:
-        """Its covariance before it is cut to the region."""
-        variances = (2 * self.log_width).exp()
-        zero, n = torch.zeros_like(variances[0]), len(variances)
-        return [[variances[i] if i == j else zero for j in range(n)] for i in range(n)]
-
-    def log_weight(self, log_evidence: Tensor) -> Tensor:
-        """Computes its log weight from the log of the sum of the others inside the region."""
-        return self.share[0] + self.share[1].sigmoid() * log_evidence
-
-    def log_inside(self) -> Tensor:
-        """Computes the log of its part inside the region."""
-        return algebra.log_probability(self.mean, self.covariance, self.region.rows)
-
-    def log_prob(self, masses: list[Tensor]) -> Tensor:
-        """Computes its log density inside the region at M tensors ``(N,)``."""
-        inverse, log_det = algebra.invert(self.covariance)
-        density = algebra.log_normal_density(masses, self.mean, inverse, -log_det)
-        return density - self.log_inside()

@@ -14,7 +14,7 @@ from massrecon.errors import InputError, ShapeError, unknown_name
 from massrecon.kinematics import mixture_algebra as algebra
 from massrecon.kinematics import mixture_gaussians as kernel
 from massrecon.kinematics.backends import choose_backend
-from massrecon.kinematics.mixture_parameters import Outlier
+from massrecon.kinematics.mixture_outlier import Outlier
 from massrecon.kinematics.mixture_scheme import MassRegion
 
 WINDOW = 30.0
@@ -379,7 +379,7 @@ class PosteriorCollector:
     """Collects the components of all events into one `MassPosterior`.
 
     Args:
-        outlier: The last component of every event.
+        outlier: The last components of every event: the tails, then the outlier.
         names: Names of the masses.
         kept: Largest number of other components.
         labels: Labels of the resonances whose momenta are carried.
@@ -394,7 +394,7 @@ class PosteriorCollector:
         labels: tuple[str, ...],
         p4: Tensor,
     ) -> None:
-        size, m = (len(p4), kept + 1), len(names)
+        size, m = (len(p4), kept + 1 + outlier.n_tails), len(names)
         empty = torch.zeros(size, dtype=torch.float64, device=p4.device)
         self.outlier, self.kept = outlier, kept
         self.posterior = MassPosterior(
@@ -407,11 +407,11 @@ class PosteriorCollector:
             log_evidence=empty.new_zeros(len(p4)),
             momenta={label: empty.new_zeros(*size, 4) for label in labels},
         )
-        self.posterior.mean[:, kept] = torch.stack(outlier.mean)
-        self.posterior.covariance[:, kept] = torch.stack(
+        self.posterior.mean[:, -1] = torch.stack(outlier.mean)
+        self.posterior.covariance[:, -1] = torch.stack(
             [torch.stack(row) for row in outlier.covariance]
         )
-        self.posterior.log_inside[:, kept] = outlier.log_inside()
+        self.posterior.log_inside[:, -1] = outlier.log_inside()
 
     def add(
         self,
@@ -431,20 +431,39 @@ class PosteriorCollector:
         self.carry(rows, momenta)
 
     def carry(self, rows: Tensor, momenta: Sequence[Tensor]) -> None:
-        """Adds the momenta ``(4, k, n)``; the outlier component has those of the largest one."""
+        """Adds the momenta ``(4, k, n)``; broad components have those of the largest one."""
         log_weight = self.posterior.log_weight[rows, : self.kept]
         best = log_weight.argmax(1)
         for p4_of, p4 in zip(self.posterior.momenta.values(), momenta, strict=True):
             p4_of[rows, : p4.shape[1]] = p4.permute(2, 1, 0)
-            p4_of[rows, self.kept] = p4[:, best, torch.arange(len(rows))].T
+            p4_of[rows, self.kept :] = p4[:, best, torch.arange(len(rows))].T.unsqueeze(1)
 
     def normalise(self) -> None:
-        """Adds the outlier component and makes the weights add up to one."""
-        to = self.posterior
-        weights = to.log_weight[:, :-1] + to.log_inside[:, :-1]
-        # an event without any assignment has the outlier component alone
+        """Adds the broad components and makes the weights add up to one."""
+        to, kept = self.posterior, slice(None, self.kept)
+        weights = to.log_weight[:, kept] + to.log_inside[:, kept]
+        # an event without any assignment has the outlier alone
         to.log_evidence.copy_(torch.logsumexp(weights, 1).clamp_min(LEAST_EVIDENCE))
-        log_outlier = self.outlier.log_weight(to.log_evidence)
-        total = torch.logaddexp(torch.logsumexp(weights, 1), log_outlier)
-        to.log_weight[:, :-1] = weights - total[:, None]
-        to.log_weight[:, -1] = log_outlier - total
+        self._add_tails((weights - to.log_evidence[:, None]).exp())
+        log_outlier, *log_tails = self.outlier.log_weights(to.log_evidence)
+        to.log_weight[:, kept] = weights
+        to.log_weight[:, self.kept :] = torch.stack([*log_tails, log_outlier], 1)
+        to.log_weight[to.log_evidence <= LEAST_EVIDENCE, self.kept : -1] = -math.inf
+        to.log_weight.sub_(torch.logsumexp(to.log_weight, 1, keepdim=True))
+
+    def _add_tails(self, share: Tensor) -> None:
+        """Adds the tails of events whose hypotheses have these posterior weights ``(N, kept)``."""
+        to, n_masses, tails = self.posterior, len(self.posterior.names), slice(self.kept, -1)
+        means = [to.mean[:, : self.kept, i].T for i in range(n_masses)]
+        precision, _ = algebra.invert(
+            [
+                [to.covariance[:, : self.kept, i, j].T for j in range(n_masses)]
+                for i in range(n_masses)
+            ]
+        )
+        mean, covariance = self.outlier.tails(share.T, means, precision)
+        log_inside = algebra.log_probability(mean, covariance, to.region.rows)
+        to.log_inside[:, tails] = log_inside.T
+        to.mean[:, tails] = torch.stack([x.T.expand(-1, self.outlier.n_tails) for x in mean], -1)
+        stacked = torch.stack([torch.stack(row, -1) for row in covariance], -2)
+        to.covariance[:, tails] = stacked.transpose(0, 1)

@@ -15,7 +15,9 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -36,13 +38,14 @@ REGIONS: dict[str, dict[str, float | tuple[float, float]]] = {
 }
 SEEDS = {"line": 101, "plane": 102}
 H_MASS = 125.0
+N_REFERENCE = 1000
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Returns the processor time of a piece of work."""
-    start = time.process_time()
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+    """Returns the time of a piece of work, of the processor unless another clock is given."""
+    start = clock()
     work()
-    return time.process_time() - start
+    return clock() - start
 
 
 def reference_solver(path: str) -> Callable[..., Any]:
@@ -74,19 +77,34 @@ def run_ours(mixture: KinematicMixture, events: DetectedEvents, backend: Backend
 
 
 def report_speed(mixture: KinematicMixture, events: DetectedEvents) -> None:
-    """Prints times per event, and their ratio to the reference."""
+    """Prints times per event, and their ratio to the reference on the first of the events.
+
+    On one thread it is processor time; on all cores it is time on the clock, which only means
+    something on an idle machine.
+    """
     few, path = events[:100], os.environ.get("MASSRECON_PROTOTYPE")
-    reference = None
-    if path:
-        solve = reference_solver(path)
+    first = events[:N_REFERENCE]
+    clocks = {
+        "one thread": (1, time.process_time),
+        "all cores": (os.cpu_count() or 1, perf_counter),
+    }
+    solve = reference_solver(path) if path else None
+    if solve:
         run_reference(solve, few)
-        reference = seconds(lambda: run_reference(solve, events)) / len(events)
-        print(f"reference: {1e3 * reference:.3f} ms per event")
-    for backend in ("numba", "torch"):
+    backends: tuple[Backend, ...] = ("numba", "torch")
+    for backend in backends:
         run_ours(mixture, few, backend)
-        ours = seconds(lambda backend=backend: run_ours(mixture, events, backend)) / len(events)
-        ratio = f", {reference / ours:.1f} times faster" if reference else ""
-        print(f"{backend}: {1e3 * ours:.3f} ms per event ({len(events)} events){ratio}")
+        for label, (threads, clock) in clocks.items():
+            torch.set_num_threads(threads)
+            work = partial(run_ours, mixture, events, backend)
+            ours = seconds(work, clock) / len(events)
+            torch.set_num_threads(1)
+            text = f"{backend}, {label}: {1e3 * ours:.4f} ms per event ({len(events)} events)"
+            if solve:
+                whole = partial(run_reference, solve, first)
+                reference = seconds(whole, clock) / len(first)
+                text += f", reference {1e3 * reference:.3f} ms: {reference / ours:.1f} times faster"
+            print(text, flush=True)
 
 
 def report_quality(name: str, events: Events, fit: MixtureFit) -> None:
@@ -120,7 +138,10 @@ def main() -> None:
             out=options.out and options.out / name,
         )
         if name == "plane":
-            report_speed(mixture_for(events.card, REGIONS[name], fitted=False), detected(events))
+            for fitted in (True, False):
+                print("fitted parameters:" if fitted else "start parameters:")
+                mixture = mixture_for(events.card, REGIONS[name], fitted=fitted)
+                report_speed(mixture, detected(events))
         if options.fit:
             report_quality(name, events, MixtureFit(epochs=options.epochs))
 
