@@ -10,6 +10,7 @@ from massrecon.errors import InputError
 from massrecon.events.card import ProcessCard
 from massrecon.inference.comparison import (
     Judgement,
+    agreement_table,
     comparison_table,
     coverage,
     judge,
@@ -62,6 +63,12 @@ def test_judgement_is_json_and_a_table(judgements: dict[str, Judgement]) -> None
     assert set(content["agreement"]) == set(judgements["exact"].targets)
     text = comparison_table(judgements, "chi10", 30)
     assert [line.split()[0] for line in text.splitlines()] == ["chi10", *judgements]
+    costs = dict.fromkeys(judgements, 3.0)
+    text_of_cost = agreement_table(judgements, "chi10", costs, costs)
+    wasserstein = judgements["exact"].targets["chi10_m"].sample.wasserstein
+    assert f"{wasserstein:.1f}" in text_of_cost.splitlines()[1]
+    with pytest.raises(InputError, match="Unknown target of"):
+        agreement_table(judgements, "chi99", costs, costs)
     value, error = predicted_efficiency(judgements["exact"].efficiency, "chi10", 30)
     assert f"{100 * value:.1f} ±  {100 * error:.1f}" in text
 

@@ -1,4 +1,4 @@
-"""The three notebooks through papermill, as the stages of a small demonstration."""
+"""The notebooks through papermill, as the stages of a small demonstration."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 import massrecon as mr
 from massrecon.runs.demo import STAGES, DemoPlan, run_demo
 
-PLAN = DemoPlan(n_events=500, max_minutes=0.1, n_samples=16, steps=10)
+PLAN = DemoPlan(n_events=500, max_minutes=0.08, n_samples=16, steps=10)
 KEYS = {
     "process",
     "model",
+    "published",
     "n_train",
     "n_test",
     "efficiency",
@@ -43,6 +44,10 @@ def test_the_summary_has_what_it_promises(results: Path) -> None:
             cell = summary["efficiency"][mass][estimator]["30"]
             assert 0 <= cell["value"] <= 1
             assert 0 < cell["error"] < 0.2
+    published = summary["published"]
+    assert (summary["model"], published["model"]) == ("cascade", "barman2025")
+    assert published["no_skill"] == summary["no_skill"]  # they see the same events
+    assert 0 <= published["efficiency"]["chi10"]["draw"]["30"]["value"] <= 1
     training = summary["stages"]["train"]
     assert training["n_train"] + training["n_validation"] + summary["n_test"] == 500
 
@@ -103,7 +108,8 @@ def test_stages_after_one_that_is_redone_are_redone(
 ) -> None:
     (results / "train" / "run.json").unlink()
     run_demo(results, seed=3, plan=PLAN)
-    assert capsys.readouterr().out.count("finished earlier, kept") == 1
+    # the simulation, and both stages of the published network, which do not read this training
+    assert capsys.readouterr().out.count("finished earlier, kept") == 3
 
 
 @pytest.mark.slow
@@ -116,3 +122,5 @@ def test_the_full_demonstration_beats_the_constant_and_knows_how_well(tmp_path: 
     assert found["value"] - 4 * (found["error"] ** 2 + guess["error"] ** 2) ** 0.5 > guess["value"]
     own = summary["self_consistency"]["chi10"]["30"]
     assert abs(own["predicted"] - own["attained"]) < 0.05
+    published = summary["published"]["efficiency"]["chi10"]["window"]["30"]
+    assert found["value"] > published["value"] + 3 * (found["error"] + published["error"])

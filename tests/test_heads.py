@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from massrecon.errors import InputError, ModelError, ShapeError
+from massrecon.models.blocks import blocks
 from massrecon.models.diffusion import DiffusionConfig, DiffusionHead
 from massrecon.models.flow import FlowConfig, FlowHead
 from massrecon.models.flow_matching import FlowMatchingConfig, FlowMatchingHead
 from massrecon.models.gan import GANConfig, GANHead
-from massrecon.models.head import Head, blocks
+from massrecon.models.head import Head
 from massrecon.models.mass_head import MassHead, MassHeadConfig
+from massrecon.models.noise import Draws
 from massrecon.models.trees import TreesConfig, TreesHead
 from massrecon.models.vae import VAEConfig, VAEHead
 from tests.posteriors import Budget, LinearGaussian, train_head
@@ -29,7 +31,7 @@ HEADS: dict[str, Build] = {
     "diffusion": lambda T, C: DiffusionHead(T, C, DiffusionConfig(**FLOW)),
     "flow_matching": lambda T, C: FlowMatchingHead(T, C, FlowMatchingConfig(**FLOW)),
     "flow": lambda T, C: FlowHead(T, C, FlowConfig(width=32, transforms=3, bins=6)),
-    "vae": lambda T, C: VAEHead(T, C, VAEConfig(**SMALL, latent_dim=4)),
+    "vae": lambda T, C: VAEHead(T, C, VAEConfig(**SMALL, latent_dim=4, bound_samples=96)),
     "gan": lambda T, C: GANHead(T, C, GANConfig(**SMALL, latent_dim=4)),
     "mass_head": lambda T, C: MassHead(T, C, MassHeadConfig(**SMALL, peaks=6)),
     "trees": lambda T, C: TreesHead(T, C, TreesConfig(n_trees=8, leaf_events=10)),
@@ -86,7 +88,9 @@ def test_draws_belong_to_seed_event_and_number(name: str) -> None:
     for batch_size in (1, 3, 10):
         cut = head.sample(context, 5, seed=3, batch_size=batch_size)
         torch.testing.assert_close(cut, whole, rtol=1e-3, atol=1e-3)
-    fewer = head.sample(context[4:], 2, seed=3, first_event=4)
+    draws = Draws.of_block(3, slice(0, 2), slice(4, 7), context.device)
+    with torch.no_grad():
+        fewer = head._draw(context[4:], draws, None, head.check_sampling(2, None, None, 1))
     torch.testing.assert_close(fewer, whole[:2, 4:], rtol=1e-3, atol=1e-3)
 
 
@@ -211,9 +215,9 @@ def test_bad_configurations(
 def test_blocks_cover_everything_once() -> None:
     for n_draws, n_events, size in ((5, 7, 3), (2, 9, 8), (1, 4, 100), (3, 0, 4)):
         seen = torch.zeros(n_draws, n_events)
-        for start, stop, rows in blocks(n_draws, n_events, size):
-            seen[start:stop, rows] += 1
-            assert (stop - start) * (rows.stop - rows.start) <= max(size, 1)
+        for draws, events in blocks(n_draws, n_events, size):
+            seen[draws, events] += 1
+            assert seen[draws, events].numel() <= size
         assert bool((seen == 1).all())
 
 
@@ -267,3 +271,27 @@ def test_trees_are_walked_as_scikit_learn_walks_them() -> None:
     torch.testing.assert_close(
         mean, torch.as_tensor(forest.predict(new[:20].numpy())).float(), rtol=0, atol=0.08
     )
+
+
+def test_trees_count_members_by_their_weight() -> None:
+    x, context = data(300, seed=2)
+    weight = torch.randint(0, 4, (300,), generator=torch.Generator().manual_seed(3)).double()
+    head = TreesHead(2, N_CONTEXT, TreesConfig(n_trees=1, leaf_events=30, smoothing=1e-3))
+    head.grow(x, context, weight=weight)
+    kept, seen = x[weight > 0], context[weight > 0]
+    tree = torch.zeros(len(seen), dtype=torch.int64)
+    at = head.leaves(context[:1], tree[:1])
+    inside = head.leaves(seen, tree) == at
+    share = weight[weight > 0][inside] / weight[weight > 0][inside].sum()
+    draws = head.sample(context[:1], 20_000, seed=1)[:, 0]
+    nearest = torch.cdist(draws, kept[inside]).argmin(dim=1)
+    found = torch.bincount(nearest, minlength=len(share)) / len(draws)
+    torch.testing.assert_close(found.double(), share, rtol=0, atol=0.01)
+    density = head.log_prob(kept[inside].unsqueeze(1), context[:1])[:, 0].exp()
+    torch.testing.assert_close(density.double() / density.double().sum(), share, rtol=1e-3, atol=0)
+
+
+def test_trees_refuse_negative_weights() -> None:
+    x, context = data(30)
+    with pytest.raises(InputError, match="weights that are finite, not negative"):
+        HEADS["trees"](2, N_CONTEXT).grow(x, context, weight=x[:, 0])  # type: ignore[operator]

@@ -14,14 +14,12 @@ from massrecon.errors import InputError, ShapeError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.inference.mixture import (
-    detected,
     fit_mixture,
     legs_of,
     mass_posterior,
     mixture_for,
     mixture_posterior,
     mixture_summaries,
-    unknown_masses,
 )
 from massrecon.kinematics import fourvectors as fv
 from massrecon.kinematics import mixture_algebra as algebra
@@ -38,6 +36,7 @@ from massrecon.kinematics.mixture_posterior import (
 )
 from massrecon.kinematics.mixture_scheme import MassRegion, MassScheme, ResponseTable
 from massrecon.kinematics.topology import TopologyError
+from massrecon.models.mixture import detected, unknown_masses
 
 ToyEvents = Callable[..., Events]
 

@@ -13,13 +13,13 @@ from massrecon.errors import InputError, StoreError
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Events
 from massrecon.inference.mixture import load_mixture, mixture_for, mixture_summaries
-from massrecon.inference.mixture_files import (
+from massrecon.kinematics.mixture_events import MixtureOptions
+from massrecon.models.mixture.files import (
     masses_of,
     read_mixture,
     save_mixture,
     shipped_mixtures,
 )
-from massrecon.kinematics.mixture_events import MixtureOptions
 
 PLANE = {"chi20": (400.0, 700.0), "chi10": (50.0, 500.0)}
 

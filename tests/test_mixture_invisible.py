@@ -13,20 +13,19 @@ from massrecon.events.card import load_card
 from massrecon.events.container import Events
 from massrecon.events.generator import simulate
 from massrecon.inference.mixture import (
-    detected,
     fit_mixture,
     legs_of,
     mass_posterior,
     mixture_for,
     mixture_posterior,
     mixture_summaries,
-    unknown_masses,
 )
 from massrecon.kinematics import fourvectors as fv
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_events import DetectedEvents, MixtureOptions
 from massrecon.kinematics.mixture_fit import MixtureFit
 from massrecon.kinematics.mixture_invisible import Fillings, Mother, solve
+from massrecon.models.mixture import detected, unknown_masses
 
 ANTLER = {"A": (850.0, 1200.0), "B": (720.0, 1000.0), "C": 700.0}
 FEW = MixtureOptions(shares=8, trials=4, kept=4000, least_weight=1e-12)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from massrecon.errors import InputError, ModelError
 from massrecon.events.card import load_card
 from massrecon.events.container import Events
 from massrecon.inference.surrogate import (
+    compare_speed,
     derived_quantities,
     fit_surrogate,
     object_kinematics,
@@ -24,7 +27,8 @@ from massrecon.inference.surrogate import (
 )
 from massrecon.kinematics import fourvectors as fv
 from massrecon.models.autoregressive import AutoregressiveConfig, AutoregressiveHead, unbend
-from massrecon.models.event_space import EventSpace, momenta
+from massrecon.models.event_space import EventSpace
+from massrecon.models.measured import momenta
 from massrecon.models.noise import Draws
 from massrecon.models.quantiles import QuantileMap
 from massrecon.models.surrogate import HEADS, Surrogate, SurrogateConfig, load_surrogate
@@ -373,6 +377,23 @@ def test_separation_of_shifted_normals_is_the_known_one() -> None:
     assert separation(a, b).auc == pytest.approx(0.5, abs=5 * separation(a, b).error)
     with pytest.raises(InputError, match="100"):
         separation(a[:30], b)
+
+
+def test_speed_is_compared_event_by_event() -> None:
+    def busy(seconds: float) -> Callable[[int], None]:
+        def work(n: int) -> None:
+            end = time.process_time() + 0.05 + n * seconds
+            while time.process_time() < end:
+                pass
+
+        return work
+
+    found = compare_speed(busy(0.002), busy(0.0005), 200, 400, rounds=2)
+    assert found.ratio == pytest.approx(4.0, rel=0.25)
+    assert found.least <= found.ratio <= found.largest
+    assert found.simulation == pytest.approx(0.002, rel=0.2)
+    with pytest.raises(InputError, match="four events for each"):
+        compare_speed(busy(0.0), busy(0.0), 3, 100, rounds=1)
 
 
 def test_processor_time_leaves_out_the_start() -> None:

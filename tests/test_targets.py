@@ -12,6 +12,8 @@ from torch import Tensor
 from massrecon.errors import InputError
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Events
+from massrecon.inference.unfolding import label_of, target_of, true_values
+from massrecon.models.quantities import quantity_label
 from massrecon.models.targets import Coordinates, TargetSpace, column_names, independent_columns
 from tests.conftest import ToyEvents
 
@@ -131,16 +133,58 @@ def test_names_and_truth(events: Events) -> None:
         "t_a_px", "t_a_py", "t_a_pz", "t_a_m",
     )  # fmt: skip
     assert column_names(load_card("antler"), "masses") == ("A_m", "B_m", "C_m")
+    assert column_names(load_card("wino_udd"), "W l")[3:6] == ("W_m", "l_px", "l_py")
     data = dataclasses.replace(events, partons=None, masses=None)
-    for choice in ("card", "masses", "resonances"):
-        space = TargetSpace(events.card, choice, "cartesian")  # type: ignore[arg-type]
+    for choice in ("card", "masses", "resonances", "chi20"):
+        space = TargetSpace(events.card, choice, "cartesian")
         assert space.knows_truth(events)
         assert not space.knows_truth(data)
 
 
+def test_a_quantity_is_a_mass_or_one_of_the_particles(events: Events) -> None:
+    card = events.card
+    assert target_of(card, "chi10") == ("masses", "chi10_m")
+    assert target_of(card, "pt  h") == ("pt  h", "pt h")
+    assert "χ" in label_of(card, "chi10")
+    assert events.masses is not None
+    assert torch.equal(true_values(events, "chi10"), events.masses[:, 1].double())
+    space = TargetSpace(card, "cos h chi20", "cartesian")
+    assert torch.equal(true_values(events, "cos h chi20"), space.values(events)[:, 0])
+    with pytest.raises(InputError, match="do not carry the true 'pt h'"):
+        true_values(dataclasses.replace(events, partons=None), "pt h")
+
+
+def test_quantities_of_particles_do_not_turn(events: Events) -> None:
+    space = TargetSpace(events.card, "cos h chi20, pt h chi10_a, mass h chi10_a", "cartesian")
+    assert space.names == ("cos h chi20", "pt h chi10_a", "mass h chi10_a")
+    assert quantity_label(events.card, "pt h") == "<i>p</i><sub>T</sub>(h) [GeV]"
+    cos, pt, mass = space.values(events).unbind(dim=1)
+    assert events.partons is not None
+    names = list(events.card.parton_names)
+    parent = events.partons[:, names.index("chi20")].double()
+    torch.testing.assert_close(pt, torch.hypot(parent[:, 0], parent[:, 1]), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(mass, parent[:, 3], rtol=1e-4, atol=1e-2)
+    # the energy in the rest frame follows from the masses, so the lab energy tells the angle
+    h = events.partons[:, names.index("h")].double()
+    energy, momentum = (parent.square().sum(1).sqrt(), parent[:, :3].norm(dim=1))
+    m_h, m_x = h[:, 3], events.partons[:, names.index("chi10_a"), 3].double()
+    at_rest = (parent[:, 3].square() + m_h.square() - m_x.square()) / (2 * parent[:, 3])
+    p_rest = (at_rest.square() - m_h.square()).sqrt()
+    lab = (energy * at_rest + momentum * p_rest * cos) / parent[:, 3]
+    torch.testing.assert_close(lab, h.square().sum(1).sqrt(), rtol=1e-4, atol=1e-2)
+    angle, flip = torch.rand(len(events)), torch.ones(len(events))
+    assert torch.equal(space.turn(space.values(events), (angle, flip)), space.values(events))
+
+
 def test_errors_name_the_remedy(events: Events) -> None:
     with pytest.raises(InputError, match="choice of targets 'mass'.*did you mean 'masses'"):
-        TargetSpace(events.card, "mass", "cartesian")  # type: ignore[arg-type]
+        TargetSpace(events.card, "mass", "cartesian")
+    with pytest.raises(InputError, match="choice of targets 'x'"):
+        TargetSpace(events.card, "chi20 x", "cartesian")
+    with pytest.raises(InputError, match="'cos' needs a particle and its parent, got 'cos chi20'"):
+        TargetSpace(events.card, "cos chi20", "cartesian")
+    with pytest.raises(InputError, match="Unknown particle of .* 'chi2'"):
+        TargetSpace(events.card, "pt chi2", "cartesian")
     with pytest.raises(InputError, match="choice of coordinates 'round'"):
         TargetSpace(events.card, "card", "round")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'background_wh' names no masses to learn"):

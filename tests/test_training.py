@@ -23,6 +23,7 @@ from massrecon.errors import InputError, ModelError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.models import MassModel, create_model
+from massrecon.models import planning as planning_module
 from massrecon.models import training as training_module
 from massrecon.models.batches import Batches
 from massrecon.models.checkpoint import TrainingState
@@ -389,7 +390,7 @@ def test_a_wrong_guess_of_the_speed_is_corrected(
     monkeypatch: pytest.MonkeyPatch,
     guess: int,
 ) -> None:
-    monkeypatch.setattr(training_module, "_plan_in_time", lambda *_: Plan(total_steps=guess))
+    monkeypatch.setattr(planning_module, "_plan_in_time", lambda *_: Plan(total_steps=guess))
     start = time.monotonic()
     _, history = run(card, sample, config(max_steps=None, max_minutes=0.1, rounds=8))
     assert 2 < time.monotonic() - start < 30

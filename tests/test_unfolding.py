@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
-from massrecon.inference.unfolding import Unfolded, binned_truth, unfold
+from massrecon.inference.unfolding import Unfolded, binned_truth, information, unfold
 
 N_EVENTS, N_DRAWS = 3000, 60
 PRIOR_MEAN, PRIOR_WIDTH, RESOLUTION = 0.0, 1.0, 0.6
@@ -62,6 +62,51 @@ def test_iterations_remove_the_bias_of_mean_and_shape(unfolded: Unfolded) -> Non
     deviations = [float((share - truth).abs().sum()) for share in unfolded.share]
     assert min(deviations) < 0.6 * deviations[0]  # the rest are fluctuations, which errors cover
     assert unfolded.chi_square(truth, -1) < 3 < 20 < unfolded.chi_square(truth, 0)
+
+
+def with_simulation(distort: float = 1.0, seed: int = 1) -> Unfolded:
+    """Unfolds with posteriors that are too wide by a factor, the simulated ones as well."""
+    samples, prior, _ = problem(seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    truth = PRIOR_MEAN + PRIOR_WIDTH * torch.randn(6000, generator=generator).double()
+    measured = truth + RESOLUTION * torch.randn(6000, generator=generator).double()
+    centre = measured + PULL * (PRIOR_MEAN - measured)
+    noise = torch.randn(N_DRAWS, 6000, generator=generator).double()
+    draws = centre + math.sqrt(PULL) * PRIOR_WIDTH * noise
+    wider = [x.mean(0) + distort * (x - x.mean(0)) for x in (samples, draws)]
+    simulated = (wider[1], truth, torch.ones(6000))
+    return unfold(wider[0], prior, EDGES, iterations=40, simulated=simulated, n_bootstrap=20)
+
+
+def test_it_stops_where_reweighted_simulation_looks_like_the_measurement() -> None:
+    found = with_simulation()
+    assert found.folded is not None
+    dof = len(EDGES) - 2
+    assert found.folded[0] > 5 * dof
+    assert found.folded[found.stop] < 2 * dof
+    assert 1 <= found.stop < 15
+    assert distance(found, found.stop) < 3
+
+
+def test_imperfect_posteriors_are_not_iterated_forever() -> None:
+    truth, _ = binned_truth(problem()[2], EDGES)
+    found = with_simulation(distort=1.15)
+    off = [float((share - truth).abs().sum()) for share in found.share]
+    assert off[found.stop] < 0.5 * off[-1]
+    assert off[found.stop] < off[0]
+
+
+def test_without_simulated_events_it_says_so(unfolded: Unfolded) -> None:
+    with pytest.raises(InputError, match="pass draws of simulated events"):
+        _ = unfolded.stop
+
+
+def test_information_is_the_known_share() -> None:
+    samples, _, _ = problem()
+    truth_variance = TRUE_WIDTH**2 + RESOLUTION**2
+    between = (1 - PULL) ** 2 * truth_variance
+    expected = between / (between + PULL * PRIOR_WIDTH**2)
+    assert information(samples) == pytest.approx(expected, abs=0.02)
 
 
 def test_errors_are_those_of_the_sample_size() -> None:

@@ -16,13 +16,13 @@ from torch import Tensor
 from massrecon.errors import InputError, unknown_name
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
-from massrecon.inference.mixture import legs_of
 from massrecon.kinematics.assignments import Assignments, assign
 from massrecon.kinematics.constrained import Subsystem
 from massrecon.kinematics.fourvectors import from_pxpypzm, mass
 from massrecon.kinematics.legs import DecayLegs, SubsystemSide, subsystem
 from massrecon.kinematics.topology import TopologyError
 from massrecon.kinematics.transverse import mt2
+from massrecon.models.mixture import legs_of
 
 Level = Literal["partons", "objects"]
 

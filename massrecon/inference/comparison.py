@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from massrecon.errors import InputError
+from massrecon.errors import InputError, unknown_name
 from massrecon.inference.diagnostics import efficiency
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.statistics import clusters, mean_with_error
@@ -178,6 +178,45 @@ def comparison_table(judgements: Mapping[str, Judgement], mass: str, window: flo
         cells.append((covered.attained[0], covered.error[0]))
         shown = (f"{100 * value:6.1f} ± {100 * error:4.1f}" for value, error in cells)
         rows.append(name.ljust(24) + "".join(f"{cell:>14s}" for cell in shown))
+    return "\n".join(rows)
+
+
+def agreement_table(
+    judgements: Mapping[str, Judgement],
+    mass: str,
+    minutes: Mapping[str, float],
+    draws_per_second: Mapping[str, float],
+) -> str:
+    """Formats how draws of a mass agree with its truth, and what each model costs, as text.
+
+    The columns are χ² per degree of freedom of draws and truth of the same events, the Wasserstein
+    distance of one draw for each event from the truth and what it would be between samples of the
+    same distribution, the accuracy of a classifier on momenta, and the time.
+
+    Args:
+        judgements: What the measures say, by the name of the model.
+        mass: A mass that varies and is a target of every model.
+        minutes: Training time of each model [min].
+        draws_per_second: Speed of each model.
+
+    Raises:
+        InputError: If the mass is no target of a model.
+    """
+    columns = ("χ²/dof", "Wasserstein", "noise", "C2ST momenta", "minutes", "draws/s")
+    rows = [f"{mass}, [GeV]".ljust(24) + "".join(f"{c:>14s}" for c in columns)]
+    for name, found in judgements.items():
+        if (target := found.targets.get(f"{mass}_m")) is None:
+            raise unknown_name(f"target of '{name}'", f"{mass}_m", found.targets)
+        test = found.momenta
+        cells = (
+            "-" if target.paired is None else f"{target.paired.per_dof:.2f}",
+            f"{target.sample.wasserstein:.1f}",
+            f"{target.sample.wasserstein_noise:.1f}",
+            "-" if test is None else f"{test.accuracy:.3f} ± {test.error:.3f}",
+            f"{minutes[name]:.1f}",
+            f"{draws_per_second[name]:,.0f}",
+        )
+        rows.append(name.ljust(24) + "".join(f"{cell:>14s}" for cell in cells))
     return "\n".join(rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from massrecon.errors import InputError
 from massrecon.events.container import Events
 from massrecon.inference.diagnostics import efficiency
-from massrecon.inference.posterior import reconstruct
+from massrecon.inference.posterior import mass_targets, reconstruct
 from massrecon.models import create_model
 from massrecon.models.base import MassModel
 from massrecon.models.training import Metric, TrainingConfig, TrainingHistory, train
@@ -74,25 +74,36 @@ def fit(
     if validation is None:
         events, validation = _set_aside(events, recipe.seed)
     fitted = create_model(model, events.card, preset, seed=recipe.seed, **(options or {}))
-    metrics = _metrics(events)
-    if isinstance(fitted, Trees):
-        history = grow_forest(fitted, events, validation, recipe, metrics)
-    else:
-        folder = None if out is None else f"{Path(out)}.training"
-        history = train(
-            fitted,
-            events,
-            validation,
-            recipe,
-            metrics=metrics,
-            checkpoint_dir=folder,
-            progress=progress,
-        )
+    history = _train(fitted, events, validation, recipe, out, progress)
     origin = {"preset": preset, "n_train": len(events), "n_validation": len(validation)}
     fitted.metadata = origin | _record(history)
     if out is not None:
         fitted.save(out)
     return fitted.to(device).eval()
+
+
+def _train(
+    model: MassModel,
+    events: Events,
+    validation: Events,
+    recipe: TrainingConfig,
+    out: str | Path | None,
+    progress: bool,
+) -> TrainingHistory:
+    """Trains by steps, or a forest at once."""
+    metrics = _metrics(events, model.target_names)
+    if isinstance(model, Trees):
+        return grow_forest(model, events, validation, recipe, metrics)
+    folder = None if out is None else f"{Path(out)}.training"
+    return train(
+        model,
+        events,
+        validation,
+        recipe,
+        metrics=metrics,
+        checkpoint_dir=folder,
+        progress=progress,
+    )
 
 
 def _record(history: TrainingHistory) -> dict[str, Any]:
@@ -131,9 +142,9 @@ def _set_aside(events: Events, seed: int) -> tuple[Events, Events]:
     return train_events, validation
 
 
-def _metrics(events: Events) -> dict[str, Metric]:
+def _metrics(events: Events, target_names: Sequence[str]) -> dict[str, Metric]:
     """Builds the efficiencies to watch, of the masses that vary among the events."""
-    if events.masses is None:
+    if events.masses is None or not set(mass_targets(events.card, target_names)) <= {*target_names}:
         return {}
     varying = (events.masses.amax(0) - events.masses.amin(0) > 1.0).tolist()
     return {

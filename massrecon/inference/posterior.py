@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -266,10 +266,7 @@ class Posterior:
 
     def _mass_columns(self) -> list[int]:
         """Finds the column of each mass: its own, or the one of the particle that has it."""
-        own = [f"{name}_m" for name in self.mass_names]
-        if not set(own) <= set(self.target_names):
-            own = [f"{_particle_with(self.card, name)}_m" for name in self.mass_names]
-        return [self._target_index(name) for name in own]
+        return [self._target_index(name) for name in mass_targets(self.card, self.target_names)]
 
     def _target_index(self, name: str) -> int:
         if name not in self.target_names:
@@ -360,6 +357,14 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         f"'{name}' is not finite in {int(bad.sum())} of {shape[axis]} events, first in event "
         f"{int(bad.nonzero()[0])}: remove these events, or train the model again."
     )
+
+
+def mass_targets(card: ProcessCard, target_names: Sequence[str]) -> list[str]:
+    """Names the target that tells each mass: its own, or that of the particle that has it."""
+    own = [f"{name}_m" for name in card.mass_names]
+    if set(own) <= set(target_names):
+        return own
+    return [f"{_particle_with(card, name)}_m" for name in card.mass_names]
 
 
 def _particle_with(card: ProcessCard, mass: str) -> str:

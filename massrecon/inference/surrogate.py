@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from massrecon.events.container import Events
 from massrecon.events.masses import parse_masses
 from massrecon.kinematics import fourvectors as fv
 from massrecon.models.surrogate import Condition, Surrogate, SurrogateConfig
-from massrecon.models.training import TrainingConfig, train
+from massrecon.models.training import TrainingConfig, TrainingHistory, train
 from massrecon.provenance import versions
 
 _BATCH = 512
@@ -81,17 +82,20 @@ def fit_surrogate(
         surrogate = Surrogate(events.card, config)
     folder = None if out is None else f"{Path(out)}.training"
     history = train(surrogate, events, validation, recipe, checkpoint_dir=folder, progress=progress)
-    surrogate.metadata = {
+    surrogate.metadata = {"n_train": len(events), **_record(history)}
+    if out is not None:
+        surrogate.save(out)
+    return surrogate.to(device).eval()
+
+
+def _record(history: TrainingHistory) -> dict[str, Any]:
+    return {
         "seed": history.seed,
-        "n_train": len(events),
         "data_fingerprint": history.data_fingerprint,
         "metrics": {"validation_loss": history.best["validation_loss"]},
         "history": history.to_dict(),
         "trained_with": versions("torch", "lightning"),
     }
-    if out is not None:
-        surrogate.save(out)
-    return surrogate.to(device).eval()
 
 
 def simulate_fast(
@@ -240,6 +244,63 @@ def _least_distance(p4: Tensor, there: Tensor, first: list[int], second: list[in
         pairs &= ~torch.eye(len(first), dtype=torch.bool)
     least = torch.where(pairs, distance, math.inf).flatten(1).amin(dim=1)
     return torch.where(least.isfinite(), least, math.nan)
+
+
+@dataclass(frozen=True)
+class SpeedTest:
+    """Two ways to simulate the same events, measured in turns.
+
+    Attributes:
+        simulation: Processor time of an event of the full simulation [s].
+        surrogate: Processor time of an event of the surrogate [s].
+        ratio: How many times faster the surrogate is; the median over the rounds.
+        least: The smallest ratio of a round.
+        largest: The largest.
+    """
+
+    simulation: float
+    surrogate: float
+    ratio: float
+    least: float
+    largest: float
+
+
+def compare_speed(
+    simulate: Callable[[int], object],
+    surrogate: Callable[[int], object],
+    n_simulated: int,
+    n_surrogate: int,
+    rounds: int = 4,
+) -> SpeedTest:
+    """Compares the speed of a surrogate with that of the simulation, in turns, without start-ups.
+
+    Both are disturbed alike where the machine has other work to do, so the ratio is not.
+
+    Args:
+        simulate: Simulates a number of events.
+        surrogate: Does the same with the surrogate.
+        n_simulated: Events of the simulation in all rounds together.
+        n_surrogate: Events of the surrogate in all rounds together.
+        rounds: How often each has its turn.
+
+    Raises:
+        InputError: If there are fewer than four events for each round.
+    """
+    if rounds < 1 or min(n_simulated, n_surrogate) < 4 * rounds:
+        raise InputError(f"A comparison in {rounds} rounds needs four events for each of them.")
+    slow, fast = [], []
+    for _ in range(rounds):
+        for times, work, n in ((slow, simulate, n_simulated), (fast, surrogate, n_surrogate)):
+            each = n // rounds
+            times.append(processor_time(work, each // 4, each + each // 4))
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return SpeedTest(
+        simulation=statistics.median(slow),
+        surrogate=statistics.median(fast),
+        ratio=statistics.median(ratios),
+        least=min(ratios),
+        largest=max(ratios),
+    )
 
 
 def processor_time(simulate: Callable[[int], object], few: int, many: int) -> float:

@@ -15,6 +15,15 @@ pi_(k+1)(x) / pi_0(x). In bins of x, with the shares P_jb of the draws of event 
 which is expectation maximisation for the distribution that generated the events. The weights r of
 the training events, `Unfolded.ratio`, are also what a new training would start from.
 
+At once, the mean keeps about the share of its bias that a single event leaves open: 1 - rho^2, with
+rho^2 the part of the variance of x that the events explain (`information`). Iterations remove it,
+but beyond a point they only follow fluctuations and the imperfections of the network. When to stop
+is measured: simulated events that no network was trained on, with the weights pi_k / pi_0, must
+look like the measured ones where both can be seen, in their mean posterior. `Unfolded.stop` is the
+first iteration after which the chi squared of this comparison falls by less than one. Where single
+events say little (rho^2 below about one half, as for the mass of a particle that decays to jets),
+different priors look alike in this comparison, and it cannot tell how much of the bias is left.
+
 References:
     G. D'Agostini, Nucl. Instrum. Meth. A 362 (1995) 487: iterated Bayesian unfolding.
     A. Andreassen et al., arXiv:1911.09107 (OmniFold); M. Backes et al., arXiv:2212.08674: iterated
@@ -24,14 +33,17 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
+from massrecon.events.card import ProcessCard
+from massrecon.events.container import Events
 from massrecon.inference.statistics import effective_size
 from massrecon.inference.twosample import bin_shares
+from massrecon.models.quantities import quantity_label, quantity_names, quantity_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +55,15 @@ class Unfolded:
         prior: Shares of the training events, shape ``(B,)``.
         share: Unfolded shares, shape ``(K + 1, B)``; each row adds up to one.
         covariance: Their statistical covariance, shape ``(K + 1, B, B)``.
+        folded: chi squared, with B - 1 degrees of freedom, of measured events against simulated
+            ones with the weights of each iteration, ``(K + 1,)``; None without such events.
     """
 
     edges: Tensor
     prior: Tensor
     share: Tensor
     covariance: Tensor
+    folded: Tensor | None = None
 
     @property
     def error(self) -> Tensor:
@@ -59,6 +74,18 @@ class Unfolded:
     def centres(self) -> Tensor:
         """Centres of the bins, shape ``(B,)``."""
         return 0.5 * (self.edges[1:] + self.edges[:-1])
+
+    @property
+    def stop(self) -> int:
+        """The iteration to stop at: the next one lowers `folded` by less than one.
+
+        Raises:
+            InputError: If there were no simulated events to compare with.
+        """
+        if self.folded is None:
+            raise InputError("To know when to stop, pass draws of simulated events to unfold().")
+        falls = (-self.folded.diff()).tolist()
+        return next((k for k, fall in enumerate(falls) if fall < 1.0), len(falls))
 
     def mean(self, iteration: int) -> tuple[float, float]:
         """Returns the mean over the bins, each at its centre, and its standard error."""
@@ -102,6 +129,7 @@ def unfold(
     iterations: int = 4,
     weight: Tensor | None = None,
     prior_weight: Tensor | None = None,
+    simulated: tuple[Tensor, Tensor, Tensor] | None = None,
     n_bootstrap: int = 100,
     seed: int = 0,
 ) -> Unfolded:
@@ -119,6 +147,9 @@ def unfold(
         iterations: Number K of iterations.
         weight: Weights of the measured events, shape ``(N,)``.
         prior_weight: Weights of the training events, shape ``(M,)``.
+        simulated: Draws of simulated events that follow the training distribution but were not
+            trained on ``(S', L)``, their true values ``(L,)`` and their weights ``(L,)``: to find
+            out when to stop.
         n_bootstrap: How many samples are drawn anew for the errors.
         seed: Seed of these.
 
@@ -145,7 +176,64 @@ def unfold(
     shares = _iterate(posterior, data / data.sum(dim=1, keepdim=True), priors, iterations)
     spread = shares[:, 1:] - shares[:, 1:].mean(dim=1, keepdim=True)
     covariance = torch.einsum("krb,krc->kbc", spread, spread) / (n_bootstrap - 1)
-    return Unfolded(edges=edges, prior=priors[0], share=shares[:, 0], covariance=covariance)
+    found = Unfolded(edges=edges, prior=priors[0], share=shares[:, 0], covariance=covariance)
+    if simulated is None:
+        return found
+    return replace(found, folded=_folded(found, posterior, weight, *simulated))
+
+
+def information(samples: Tensor, weight: Tensor | None = None) -> float:
+    """Computes which part of the variance of a quantity the events explain, by the draws.
+
+    It is one minus the mean variance within an event over the variance of all draws.
+
+    Args:
+        samples: Draws of the quantity for each event, shape ``(S, N)``, at least two for each.
+        weight: Weights of the events, shape ``(N,)``.
+    """
+    weight = _weight("weight", weight, samples.shape[1])
+    mean, within = samples.double().mean(dim=0), samples.double().var(dim=0)
+    centre = (weight * mean).sum() / weight.sum()
+    inside = float((weight * within).sum() / weight.sum())
+    between = float((weight * (mean - centre).square()).sum() / weight.sum())
+    # the mean of few draws scatters by a part of the width within
+    between = max(between - inside / len(samples), 0.0)
+    return between / max(between + inside, 1e-300)
+
+
+def target_of(card: ProcessCard, quantity: str) -> tuple[str, str]:
+    """Returns the targets of a model that learns a quantity, and the name of its target.
+
+    Args:
+        card: The process card.
+        quantity: A mass parameter, such as ``chi10``, or a quantity of true particles, such as
+            ``cos l W``, see `massrecon.models.quantities`.
+    """
+    if quantity in card.mass_names:
+        return "masses", f"{quantity}_m"
+    return quantity, quantity_names(card, quantity)[0]
+
+
+def label_of(card: ProcessCard, quantity: str) -> str:
+    """Writes a quantity with the symbols of the card and its unit, for a figure."""
+    if quantity not in card.mass_names:
+        return quantity_label(card, quantity)
+    return f"<i>m</i>({card.symbol(card.targets.get(quantity, quantity))}) [GeV]"
+
+
+def true_values(events: Events, quantity: str) -> Tensor:
+    """Returns the true values of a quantity, float64, shape ``(N,)``; see `target_of`.
+
+    Raises:
+        InputError: If the quantity is unknown, or the events do not carry its truth.
+    """
+    is_mass = quantity in events.card.mass_names
+    truth = events.masses if is_mass else events.partons
+    if truth is None:
+        raise InputError(f"The events do not carry the true '{quantity}': use simulated events.")
+    if is_mass:
+        return truth[:, events.card.mass_names.index(quantity)].cpu().double()
+    return quantity_values(events.card, quantity, truth.cpu())[:, 0]
 
 
 def binned_truth(
@@ -186,6 +274,30 @@ def _iterate(posterior: Tensor, data: Tensor, priors: Tensor, iterations: int) -
         share = ratio * ((data / total) @ posterior)
         shares.append(share / share.sum(dim=1, keepdim=True))
     return torch.stack(shares)
+
+
+def _folded(
+    found: Unfolded, posterior: Tensor, weight: Tensor, draws: Tensor, values: Tensor, own: Tensor
+) -> Tensor:
+    """Compares measured with simulated events after each iteration, see `Unfolded.folded`."""
+    own = _weight("the weights of 'simulated'", own, draws.shape[1])
+    measured, error = _mean_share(posterior, weight)
+    simulated = bin_shares(draws, found.edges[1:-1])
+    chi_squares = []
+    for iteration in range(len(found.share)):
+        folded, folded_error = _mean_share(simulated, own * found.ratio(values, iteration))
+        difference = (measured - folded)[:-1]
+        inverse = torch.linalg.pinv((error + folded_error)[:-1, :-1], hermitian=True)
+        chi_squares.append(difference @ inverse @ difference)
+    return torch.stack(chi_squares)
+
+
+def _mean_share(posterior: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Averages shares ``(N, B)``, and returns the covariance of the average ``(B, B)``."""
+    weight = weight / weight.sum()
+    mean = weight @ posterior
+    rest = weight.unsqueeze(1) * (posterior - mean)
+    return mean, rest.T @ rest
 
 
 def _cell(values: Tensor, edges: Tensor) -> Tensor:

@@ -10,6 +10,7 @@
 | `vae` | variational autoencoder | lower bound | one pass |
 | `gan` | Wasserstein GAN with a gradient penalty | none | one pass |
 | `trees` | forest that keeps whole distributions | exact | one pass |
+| `cascade` | masses first, from objects, pairs and hypotheses | probability flow | 20 steps |
 
 All but `barman2025` read every object of any card, learn the targets that they are told to
 (``targets="card"``, ``"masses"`` or ``"resonances"``), and are an encoder of events, a
@@ -26,6 +27,7 @@ from massrecon.errors import InputError, unknown_name
 from massrecon.events.card import ProcessCard
 from massrecon.models.barman2025 import Barman2025
 from massrecon.models.base import MassModel, load_model
+from massrecon.models.cascade import Cascade
 from massrecon.models.diffusion import Diffusion
 from massrecon.models.flow import Flow
 from massrecon.models.flow_matching import FlowMatching
@@ -43,6 +45,7 @@ MODELS: dict[str, type[MassModel]] = {
     "vae": VAE,
     "gan": GAN,
     "trees": Trees,
+    "cascade": Cascade,
 }
 """Every model family by name."""
 

@@ -33,8 +33,8 @@ _STRETCH = 3.0
 # where splines act, and how zuko limits their slopes
 _BOUND = 5.0
 _SOFTNESS = 1 / math.log(1e3)
-# rows of a draw that fit into the processor's cache
-_AT_ONCE = 2048
+# rows of a draw: many calls of small operations cost more than memory beyond the cache
+_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)

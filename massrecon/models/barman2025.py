@@ -30,9 +30,9 @@ from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.models import features
 from massrecon.models.base import MassModel, Prepared, checked_targets
+from massrecon.models.blocks import blocks_with_context
 from massrecon.models.ddpm import Denoiser, NoiseSchedule, ancestral_sample
 from massrecon.models.encoder import TransformerEncoder, masked_mean, token_mlp
-from massrecon.models.head import blocks
 from massrecon.models.likelihood import flow_log_prob
 from massrecon.models.noise import Draws
 from massrecon.models.samplers import SOLVERS, NoiseLevels, count_levels
@@ -229,13 +229,12 @@ class Barman2025(MassModel):
         prepared = self.prepare(events)
         draws = torch.empty(n_samples, len(events), len(self.target_names), dtype=torch.float64)
         time_shares = self.denoiser.embed_time(torch.arange(len(self.schedule), device=self.device))
-        for start, stop, rows in blocks(n_samples, len(events), batch_size):
-            if start == 0:
-                context = self._context(prepared, rows)
-            event = torch.arange(rows.start, rows.stop, device=self.device)
-            numbers = Draws(seed, event, torch.arange(start, stop, device=self.device))
+        for which, rows, context in blocks_with_context(
+            n_samples, len(events), batch_size, lambda rows: self._context(prepared, rows)
+        ):
+            numbers = Draws.of_block(seed, which, rows, self.device)
             x_0 = self._draw(context, time_shares, numbers, solver, steps)
-            draws[start:stop, rows] = self.target_scaling.inverse(x_0)
+            draws[which, rows] = self.target_scaling.inverse(x_0)
         return draws
 
     def _context(self, prepared: Prepared, rows: slice) -> Tensor:
@@ -296,12 +295,12 @@ class Barman2025(MassModel):
         found = torch.empty(values.shape[:2], dtype=torch.float64)
         times = self.schedule.log_ratio_times(_DENSITY_STEPS)
         first_signal = self.schedule.factors_at(times[0])[0]
-        for start, stop, rows in blocks(len(found), len(events), batch_size):
-            if start == 0:
-                context = self._context(prepared, rows)
-            x_0 = self.target_scaling(values[start:stop, rows].float().to(self.device))
+        for which, rows, context in blocks_with_context(
+            len(found), len(events), batch_size, lambda rows: self._context(prepared, rows)
+        ):
+            x_0 = self.target_scaling(values[which, rows].float().to(self.device))
             flow = self._velocity(context)
-            found[start:stop, rows] = flow_log_prob(flow, first_signal * x_0, times).cpu().double()
+            found[which, rows] = flow_log_prob(flow, first_signal * x_0, times).cpu().double()
         found -= self.target_scaling.scale.double().log().sum().cpu()
         return found if targets.ndim == 3 else found[0]
 

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,17 +27,22 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = token_mlp(dim, hidden)
 
-    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """Maps ``(N, K, dim)`` to ``(N, K, dim)``; absent tokens are not attended to."""
-        tokens = tokens + self._attend(self.attention_norm(tokens), present)
+    def forward(self, tokens: Tensor, present: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Maps ``(N, K, dim)`` to ``(N, K, dim)``; absent tokens are not attended to.
+
+        A `bias` ``(N, heads, K, K)`` is added to the logits of the attention of each pair.
+        """
+        tokens = tokens + self._attend(self.attention_norm(tokens), present, bias)
         return tokens + self.mlp(self.mlp_norm(tokens))
 
-    def _attend(self, tokens: Tensor, present: Tensor) -> Tensor:
+    def _attend(self, tokens: Tensor, present: Tensor, bias: Tensor | None) -> Tensor:
         n, k, dim = tokens.shape
         split = self.query_key_value(tokens).view(n, k, 3, self.heads, dim // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
         # here True means "may be attended to", as in `present`
         mask = present[:, None, None, :]
+        if bias is not None:
+            mask = bias.to(query).masked_fill(~mask, -torch.inf)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.attention_out(mixed.transpose(1, 2).reshape(n, k, dim))
 

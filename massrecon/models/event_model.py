@@ -14,8 +14,10 @@ from massrecon.errors import InputError, ModelError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.models.base import MassModel, Prepared, checked_targets
+from massrecon.models.blocks import blocks_with_context
 from massrecon.models.event_encoder import EncoderConfig, EventEncoder
-from massrecon.models.head import Head, blocks
+from massrecon.models.head import Head
+from massrecon.models.noise import Draws
 from massrecon.models.targets import Coordinates, TargetChoice, TargetSpace
 
 SMALL_ENCODER: Mapping[str, int] = {"dim": 128, "layers": 2, "token_hidden": 256}
@@ -28,7 +30,9 @@ class TargetConfig:
 
     Attributes:
         targets: What is learned: ``"card"``, the particles that the card names; ``"masses"``, its
-            mass parameters alone; ``"resonances"``, every particle of the decay tree.
+            mass parameters alone; ``"resonances"``, every particle of the decay tree; or some of
+            these by their labels, such as ``"W l"``; or quantities of them, such as
+            ``"cos l W, pt h"``, see `massrecon.models.quantities`.
         coordinates: ``"cartesian"``, (px, py, pz, m), or ``"polar"``, (log pT, eta, phi, m).
         target_noise: Width of the Gaussian noise on the targets in training, in units of their
             spread. It keeps a density finite where targets lie on a grid or on a mass shell.
@@ -148,17 +152,21 @@ class EventModel(MassModel):
 
     def loss_prepared(self, batch: Prepared, generator: torch.Generator) -> Tensor:
         """Computes the loss of the head, averaged with the weights of the events."""
+        x = self.noisy_targets(batch, generator)
+        losses = self.trained_head.loss(x, self.encode(batch), generator)
+        return weighted_mean(losses, batch["weight"])
+
+    def noisy_targets(self, batch: Prepared, generator: torch.Generator) -> Tensor:
+        """Returns the coordinates of the true targets with the noise of training, ``(N, T)``."""
         x = self.targets.encode(batch["targets"])
         noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
-        x = x + self.config.target_noise * noise
-        losses = self.trained_head.loss(x, self.encode(batch), generator)
-        return _weighted_mean(losses, batch["weight"])
+        return x + self.config.target_noise * noise
 
     def validation_loss_prepared(self, batch: Prepared, generator: torch.Generator) -> Tensor:
         """Computes the score of the head, averaged with the weights of the events."""
         x = self.targets.encode(batch["targets"])
         losses = self.trained_head.score(x, self.encode(batch), generator)
-        return _weighted_mean(losses, batch["weight"])
+        return weighted_mean(losses, batch["weight"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Returns the groups of the head, and the encoder in one of its own."""
@@ -198,18 +206,15 @@ class EventModel(MassModel):
             ModelError: If the model is untrained.
         """
         head = self.trained_head
-        head.check_sampling(n_samples, steps, solver, batch_size)
+        chosen = head.check_sampling(n_samples, steps, solver, batch_size)
         prepared = self.prepare(events)
-        draws = torch.empty(n_samples, len(events), len(self.target_names), dtype=torch.float64)
-        events_at_once = max(1, batch_size // n_samples)
-        for first in range(0, len(events), events_at_once):
-            rows = slice(first, first + events_at_once)
-            x = head.sample(
-                self._context(prepared, rows), n_samples, steps=steps, solver=solver, seed=seed,
-                batch_size=batch_size, first_event=first,
-            )  # fmt: skip
-            draws[:, rows] = self.targets.decode(x)
-        return draws
+        drawn = torch.empty(n_samples, len(events), len(self.target_names), dtype=torch.float64)
+        for which, rows, context in blocks_with_context(
+            n_samples, len(events), batch_size, lambda rows: self._context(prepared, rows)
+        ):
+            draws = Draws.of_block(seed, which, rows, self.device)
+            drawn[which, rows] = self.targets.decode(head._draw(context, draws, steps, chosen))
+        return drawn
 
     @torch.no_grad()
     def log_prob(self, targets: Tensor, events: Events, batch_size: int = 8192) -> Tensor:
@@ -237,12 +242,12 @@ class EventModel(MassModel):
         values = checked_targets(targets, events, len(self.target_names)).cpu()
         prepared = self.prepare(events)
         found = torch.empty(values.shape[:2], dtype=torch.float64)
-        for start, stop, rows in blocks(len(found), len(events), batch_size):
-            if start == 0:
-                context = self._context(prepared, rows)
-            chunk = values[start:stop, rows].to(self.device, torch.float32)
+        for which, rows, context in blocks_with_context(
+            len(found), len(events), batch_size, lambda rows: self._context(prepared, rows)
+        ):
+            chunk = values[which, rows].to(self.device, torch.float32)
             density = head.log_prob(self.targets.encode(chunk), context, batch_size=batch_size)
-            found[start:stop, rows] = (density + self.targets.log_jacobian(chunk)).cpu().double()
+            found[which, rows] = (density + self.targets.log_jacobian(chunk)).cpu().double()
         return found if targets.ndim == 3 else found[0]
 
     def _context(self, prepared: Prepared, rows: slice) -> Tensor:
@@ -252,9 +257,11 @@ class EventModel(MassModel):
         """Loads weights, building first the head that they belong to."""
         if self.head is None and (kept := state_dict.get("targets.kept")) is not None:
             self.targets._allocate(len(kept))
+            self.targets.kept.copy_(kept)
             self._build_head()
         return super().load_state_dict(state_dict, *args, **options)
 
 
-def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Averages values of events with their weights, both ``(N,)``."""
     return (values * weight).sum() / weight.sum()

@@ -21,6 +21,7 @@ with independent normal noise, which a density of x given the content learns at 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +33,7 @@ from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.events.sections import SlotGroup
 from massrecon.kinematics import fourvectors as fv
+from massrecon.models.measured import Measured, contour, on_contour
 from massrecon.models.quantiles import QuantileMap
 
 P_0 = 20.0
@@ -41,7 +43,6 @@ DISCRETE = ("charge", "flavour", "btag", "tautag")
 """Attributes that belong to the content of an event."""
 
 _MASSLESS = ("lepton", "photon")
-_LEPTON_MASSES = {11: 0.000511, 13: 0.10566, 15: 1.77686}
 
 
 @dataclass(frozen=True)
@@ -88,27 +89,6 @@ class Coordinate:
     high: float = math.inf
     turned: bool = False
     odd: bool = False
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Objects of N events in polar form; absent ones are arbitrary.
-
-    Attributes:
-        pt: Transverse momenta [GeV], shape ``(N, K)``.
-        eta: Pseudorapidities, shape ``(N, K)``.
-        phi: Azimuths from the axis of the event, shape ``(N, K)``.
-        mass: Masses [GeV], shape ``(N, K)``.
-        ptmiss: Size [GeV] and azimuth of the missing momentum, shape ``(N, 2)``.
-        extras: Continuous attributes, shape ``(N, K, B)``.
-    """
-
-    pt: Tensor
-    eta: Tensor
-    phi: Tensor
-    mass: Tensor
-    ptmiss: Tensor
-    extras: Tensor
 
 
 class EventSpace(nn.Module):
@@ -256,7 +236,7 @@ class EventSpace(nn.Module):
         if slot.rank > 0:
             size = (size / _log_size(seen.pt[:, i - 1], slot).clamp_min(1e-9)).clamp(0.0, 1.0)
         if slot.paired:
-            log_mass, angle = _contour(seen, i)
+            log_mass, angle = contour(seen, i)
             columns = [size, log_mass]
         else:
             columns = [size, seen.eta[:, i]]
@@ -299,10 +279,9 @@ class EventSpace(nn.Module):
         scalars = self.map.inverse(scalars)
         return self._place(scalars.T, iter(angles.T), axis)
 
-    def _place(self, columns: Tensor, angles: object, axis: Tensor) -> Measured:
+    def _place(self, columns: Tensor, turns: Iterator[Tensor], axis: Tensor) -> Measured:
         """Turns scalars ``(A, N)`` and azimuths into objects, slot by slot."""
         rest, k = iter(columns), len(self.slots)
-        turns: object = angles
         pt, eta, phi, mass = (columns.new_zeros(columns.shape[1], k) for _ in range(4))
         extras = columns.new_zeros(columns.shape[1], k, len(self.extras))
         size = columns[0]
@@ -311,9 +290,9 @@ class EventSpace(nn.Module):
             size = next(rest) if slot.rank == 0 else next(rest) * size
             pt[:, i] = slot.group.pt_min + P_0 * torch.expm1(size)
             second = next(rest)
-            phi[:, i] = axis if i == self.axis else next(turns) + axis  # type: ignore[call-overload]
+            phi[:, i] = axis if i == self.axis else next(turns) + axis
             if slot.paired:
-                eta[:, i], phi[:, i] = _on_contour(pt, eta, phi, i, second, phi[:, i] - axis)
+                eta[:, i], phi[:, i] = on_contour(pt, eta, phi, i, second, phi[:, i] - axis)
             else:
                 eta[:, i] = second
             if slot.massive:
@@ -321,7 +300,7 @@ class EventSpace(nn.Module):
                 for b in range(len(self.extras)):
                     extras[:, i, b] = next(rest)
         missing = P_0 * torch.expm1(next(rest))
-        ptmiss = torch.stack([missing, next(turns) + axis], dim=-1)  # type: ignore[call-overload]
+        ptmiss = torch.stack([missing, next(turns) + axis], dim=-1)
         return Measured(pt, eta, phi, mass, ptmiss, extras)
 
     def accepted(self, seen: Measured, present: Tensor) -> Tensor:
@@ -336,44 +315,5 @@ class EventSpace(nn.Module):
         return good
 
 
-def momenta(seen: Measured, present: Tensor, flavour: Tensor) -> Tensor:
-    """Computes four-momenta (px, py, pz, E) [GeV] ``(N, K, 4)``, absent ones zero."""
-    mass = seen.mass
-    for code, value in _LEPTON_MASSES.items():
-        mass = torch.where(flavour == code, value, mass)
-    p4 = fv.from_ptetaphim(seen.pt, seen.eta, seen.phi, mass)
-    return torch.where(present.unsqueeze(-1), p4, 0.0)
-
-
 def _log_size(pt: Tensor, slot: Slot) -> Tensor:
     return torch.log1p((pt - slot.group.pt_min).clamp_min(0.0) / P_0)
-
-
-def _contour(seen: Measured, i: int) -> tuple[Tensor, Tensor]:
-    """Returns the log of the mass of objects i - 1 and i, and their direction on its contour.
-
-    The direction beta has Delta eta along cos beta and Delta phi along sin beta. On a contour
-    that crosses Delta phi = pi, sin beta = 1 stands for that point.
-    """
-    d_eta = seen.eta[:, i] - seen.eta[:, i - 1]
-    d_phi = fv.delta_phi(seen.phi[:, i], seen.phi[:, i - 1])
-    a, b = 2 * torch.sinh(0.5 * d_eta).square(), 2 * torch.sin(0.5 * d_phi).square()
-    c = (a + b).clamp_min(1e-12)
-    log_mass = 0.5 * (2 * seen.pt[:, i] * seen.pt[:, i - 1] * c).log()
-    sine = (b / c.clamp_max(2.0)).clamp(0.0, 1.0).sqrt()
-    cosine = (1 - sine.square()).sqrt()
-    beta = torch.atan2(torch.where(d_phi < 0, -sine, sine), torch.where(d_eta < 0, -cosine, cosine))
-    return log_mass, beta
-
-
-def _on_contour(
-    pt: Tensor, eta: Tensor, phi: Tensor, i: int, log_mass: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Returns eta and azimuth of object i from the mass with object i - 1; see `_contour`."""
-    c = torch.exp(2 * log_mass) / (2 * pt[:, i] * pt[:, i - 1]).clamp_min(1e-9)
-    b = c.clamp_max(2.0) * beta.sin().square()
-    a = (c - b).clamp_min(0.0)
-    d_eta = 2 * torch.asinh((0.5 * a).sqrt())
-    d_phi = 2 * torch.asin((0.5 * b).clamp(0.0, 1.0).sqrt())
-    d_eta = torch.where(beta.cos() < 0, -d_eta, d_eta)
-    return eta[:, i - 1] + d_eta, phi[:, i - 1] + torch.where(beta.sin() < 0, -d_phi, d_phi)

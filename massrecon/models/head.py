@@ -8,13 +8,13 @@ an x is. Neither events nor masses are known here; an encoder in front gives the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from massrecon.errors import InputError, ModelError, ShapeError, unknown_name
+from massrecon.models.blocks import blocks
 from massrecon.models.noise import Draws
 
 DensityKind = Literal["exact", "ode", "bound", "none"]
@@ -94,7 +94,6 @@ class Head(nn.Module, ABC):
         solver: str | None = None,
         seed: int = 0,
         batch_size: int = 8192,
-        first_event: int = 0,
     ) -> Tensor:
         """Draws from p(x | context).
 
@@ -108,7 +107,6 @@ class Head(nn.Module, ABC):
             solver: One of `solvers`; by default the first.
             seed: Seed of the noise.
             batch_size: How many draws are worked on at a time; bounds the memory.
-            first_event: Number of the first event, where `context` is part of a larger sample.
 
         Returns:
             Draws on the device of `context`, shape ``(S, N, T)``.
@@ -119,10 +117,9 @@ class Head(nn.Module, ABC):
         chosen = self.check_sampling(n_samples, steps, solver, batch_size)
         device = context.device
         out = torch.empty(n_samples, len(context), self.n_targets, device=device)
-        for start, stop, rows in blocks(n_samples, len(context), batch_size):
-            event = torch.arange(first_event + rows.start, first_event + rows.stop, device=device)
-            draws = Draws(seed, event, torch.arange(start, stop, device=device))
-            out[start:stop, rows] = self._draw(context[rows], draws, steps, chosen).to(out)
+        for which, rows in blocks(n_samples, len(context), batch_size):
+            draws = Draws.of_block(seed, which, rows, device)
+            out[which, rows] = self._draw(context[rows], draws, steps, chosen).to(out)
         return out
 
     def check_sampling(
@@ -177,15 +174,6 @@ class Head(nn.Module, ABC):
                 f"front, got {tuple(x.shape)}."
             )
         found = torch.empty(values.shape[:2], device=x.device)
-        for start, stop, rows in blocks(len(values), len(context), batch_size):
-            found[start:stop, rows] = self._log_prob(values[start:stop, rows], context[rows])
+        for which, rows in blocks(len(values), len(context), batch_size):
+            found[which, rows] = self._log_prob(values[which, rows], context[rows])
         return found if x.ndim == 3 else found[0]
-
-
-def blocks(n_draws: int, n_events: int, batch_size: int) -> Iterator[tuple[int, int, slice]]:
-    """Cuts draws and events into blocks of at most `batch_size`: first and last draw, events."""
-    events_at_once = max(1, batch_size // max(n_draws, 1))
-    for first in range(0, n_events, events_at_once):
-        rows = slice(first, min(first + events_at_once, n_events))
-        for start in range(0, n_draws, batch_size):
-            yield start, min(start + batch_size, n_draws), rows

@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from massrecon.errors import InputError
+from massrecon.events.card import ProcessCard
 from massrecon.models.event_model import SMALL_ENCODER, EventConfig, EventModel
 from massrecon.models.head import Head
 from massrecon.models.network import ConditionedMLP
 from massrecon.models.noise import Draws
-from massrecon.models.targets import TargetChoice
+from massrecon.models.targets import TargetChoice, TargetSpace
 
 _WAVES = 5
 _MARGIN = 0.01
@@ -242,14 +243,29 @@ class MassDensity(EventModel):
         """Sets the ceilings that follow from the decays that the card requires to be open."""
         head = self.trained_head
         assert isinstance(head, MassHead)
-        names = [self.target_names[i] for i in self.targets.kept.tolist()]
-        offset, scale = self.targets.offset.tolist(), self.targets.scale.tolist()
-        for channel in self.card.open_channels:
-            pair = [f"{name}_m" for name in (channel.parent, *channel.daughters)]
-            if len(pair) != 2 or not set(pair) <= set(names):
-                continue
-            parent, daughter = (names.index(name) for name in pair)
-            if parent < daughter:
-                gap = offset[parent] - channel.minimum_gap - offset[daughter]
-                slope = scale[parent] / scale[daughter]
-                head.set_ceiling(daughter, parent, gap / scale[daughter], slope)
+        set_ceilings(head, self.card, self.targets, range(len(self.targets)))
+
+
+def set_ceilings(
+    head: MassHead, card: ProcessCard, targets: TargetSpace, columns: Sequence[int]
+) -> None:
+    """Bounds masses from above where the card requires a decay to be open.
+
+    Args:
+        head: The density of some masses.
+        card: The process.
+        targets: All targets, with their scaling.
+        columns: Which of the kept targets the density is of, in its order.
+    """
+    kept = targets.kept.tolist()
+    names = [targets.names[kept[i]] for i in columns]
+    offset, scale = targets.offset.tolist(), targets.scale.tolist()
+    for channel in card.open_channels:
+        pair = [f"{name}_m" for name in (channel.parent, *channel.daughters)]
+        if len(pair) != 2 or not set(pair) <= set(names):
+            continue
+        parent, daughter = (names.index(name) for name in pair)
+        if parent < daughter:
+            above, below = columns[parent], columns[daughter]
+            gap = offset[above] - channel.minimum_gap - offset[below]
+            head.set_ceiling(daughter, parent, gap / scale[below], scale[above] / scale[below])

@@ -28,6 +28,12 @@ class Draws:
     event: Tensor
     draw: Tensor
 
+    @classmethod
+    def of_block(cls, seed: int, draws: slice, events: slice, device: torch.device) -> Draws:
+        """Numbers the draws and events of a block."""
+        event = torch.arange(events.start, events.stop, device=device)
+        return cls(seed, event, torch.arange(draws.start, draws.stop, device=device))
+
     def normal(self, stream: int, width: int) -> Tensor:
         """Returns standard normal noise of a numbered stream, float32, ``(S, N, width)``."""
         return indexed_normal(self.seed, stream, self.event, self.draw.unsqueeze(1), width)

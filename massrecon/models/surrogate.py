@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from massrecon.errors import InputError, ModelError, unknown_name
 from massrecon.events.card import ProcessCard, load_card
-from massrecon.events.columns import column_type
 from massrecon.events.container import Events
-from massrecon.events.selection import MEDIUM
 from massrecon.kinematics import fourvectors as fv
+from massrecon.models.assembly import assembled, content_accepted, replaced
 from massrecon.models.autoregressive import AutoregressiveConfig, AutoregressiveHead
 from massrecon.models.base import MassModel, Prepared, read_header, read_weights
+from massrecon.models.blocks import blocks_with_context
 from massrecon.models.content import ContentModel
 from massrecon.models.diffusion import DiffusionConfig, DiffusionHead
-from massrecon.models.event_space import EventSpace, Measured, momenta
+from massrecon.models.event_space import EventSpace
 from massrecon.models.features import Scaling
 from massrecon.models.flow import FlowConfig, FlowHead
 from massrecon.models.flow_matching import FlowMatchingConfig, FlowMatchingHead
@@ -52,8 +52,9 @@ HEADS: dict[str, tuple[Any, Any]] = {
 }
 """Families that can learn the kinematics of events: head and configuration."""
 
-# draws that miss a cut are drawn anew, at most so often
+# draws that miss a cut are drawn anew, at most so often, each time with another seed
 _ATTEMPTS = 50
+_NEXT_SEED = 7_919
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +207,7 @@ class Surrogate(MassModel):
             for sign, pattern in zip(signs.unbind(dim=1), self.space.mirror_signs, strict=True):
                 x = torch.where(sign.unsqueeze(1) < 0, x * pattern.to(x), x)
         x = self.space.fill(x, batch["present"], generator)
-        classes = self.content.classes(batch["codes"])
-        context = self._context(batch["condition"])
-        return x, torch.cat([context, self.content.one_hot(classes)], dim=1)
+        return x, self._full_context(batch, slice(None))
 
     def _losses(self, batch: Prepared, generator: torch.Generator, train: bool) -> Tensor:
         x, context = self._encoded(batch, generator)
@@ -244,14 +243,22 @@ class Surrogate(MassModel):
         batch_size: int = 8192,
     ) -> Tensor:
         """Draws coordinates x given content and truth of each event, float64 ``(S, N, T)``."""
+        head = self.trained_head
+        chosen = head.check_sampling(n_samples, steps, solver, batch_size)
         prepared = self.prepare(events)
-        classes = self.content.classes(prepared["codes"])
-        context = self._context(prepared["condition"])
-        context = torch.cat([context, self.content.one_hot(classes)], dim=1).to(self.device)
-        x = self.trained_head.sample(
-            context, n_samples, steps=steps, solver=solver, seed=seed, batch_size=batch_size
-        )
-        return x.cpu().double()
+        drawn = torch.empty(n_samples, len(events), len(self.space), dtype=torch.float64)
+        for which, rows, context in blocks_with_context(
+            n_samples, len(events), batch_size, lambda rows: self._full_context(prepared, rows)
+        ):
+            draws = Draws.of_block(seed, which, rows, self.device)
+            drawn[which, rows] = head._draw(context, draws, steps, chosen).cpu().double()
+        return drawn
+
+    def _full_context(self, prepared: Prepared, rows: slice) -> Tensor:
+        """Returns what the head is conditioned on: truth and content of some events."""
+        condition, codes = (prepared[name][rows].to(self.device) for name in ("condition", "codes"))
+        hot = self.content.one_hot(self.content.classes(codes))
+        return torch.cat([self._context(condition), hot], dim=1)
 
     @torch.no_grad()
     def simulate_truth(
@@ -276,11 +283,20 @@ class Surrogate(MassModel):
             ModelError: If the surrogate is untrained, or its events keep missing the cuts.
         """
         truth = self._checked(truth)
-        parts = []
-        for first in range(0, max(len(truth), 1), batch_size):
-            rows = torch.arange(first, min(first + batch_size, len(truth)))
-            parts.append(self._chunk(truth[rows], rows, seed, steps, solver))
-        return Events.concat(parts)
+        numbers = torch.arange(len(truth))
+        found, good = self._simulate(truth, numbers, seed, steps, solver, batch_size)
+        for attempt in range(1, _ATTEMPTS):
+            missed = (~good).nonzero()[:, 0]
+            if len(missed) == 0:
+                return found
+            again, fine = self._simulate(
+                truth[missed], missed, seed + _NEXT_SEED * attempt, steps, solver, batch_size
+            )
+            found, good = replaced(found, missed, again), good.index_put((missed,), fine)
+        raise ModelError(
+            f"{int((~good).sum())} of {len(good)} simulated events miss the cuts of the card after "
+            f"{_ATTEMPTS} attempts: train the surrogate for longer."
+        )
 
     def _checked(self, truth: Tensor) -> Tensor:
         truth = truth.cpu().double()
@@ -294,80 +310,45 @@ class Surrogate(MassModel):
             )
         return truth
 
-    def _chunk(
-        self, truth: Tensor, rows: Tensor, seed: int, steps: int | None, solver: str | None
-    ) -> Events:
-        events = self._attempt(truth, rows, seed, 0, steps, solver)
-        found, good = events
-        for attempt in range(1, _ATTEMPTS):
-            missed = (~good).nonzero()[:, 0]
-            if len(missed) == 0:
-                return found
-            again, fine = self._attempt(truth[missed], rows[missed], seed, attempt, steps, solver)
-            found, good = _replaced(found, missed, again), good.index_put((missed,), fine)
-        raise ModelError(
-            f"{int((~good).sum())} of {len(good)} simulated events miss the cuts of the card after "
-            f"{_ATTEMPTS} attempts: train the surrogate for longer."
-        )
-
-    def _attempt(
+    def _simulate(
         self,
         truth: Tensor,
-        rows: Tensor,
+        numbers: Tensor,
         seed: int,
-        attempt: int,
         steps: int | None,
         solver: str | None,
+        batch_size: int,
     ) -> tuple[Events, Tensor]:
-        """Draws events, and tells which of them fulfil the cuts."""
-        seed = seed + 7_919 * attempt
-        draws = Draws(seed, rows.to(self.device), torch.zeros(1, dtype=torch.int64).to(rows))
+        """Draws numbered events block by block, and tells which of them fulfil the cuts."""
+        chosen = self.trained_head.check_sampling(1, steps, solver, batch_size)
+        parts = []
+        for rows in numbers.split(batch_size) if len(numbers) else [numbers]:
+            first = sum(len(good) for _, good in parts)
+            draws = Draws(seed, rows.to(self.device), torch.zeros(1, dtype=torch.int64).to(rows))
+            parts.append(self._block(truth[first : first + len(rows)], draws, steps, chosen))
+        events, good = zip(*parts, strict=True)
+        return Events.concat(list(events)), torch.cat(good)
+
+    def _block(
+        self, truth: Tensor, draws: Draws, steps: int | None, solver: str
+    ) -> tuple[Events, Tensor]:
         condition, axis = truth, 2 * math.pi * draws.uniform(0, 1)[0, :, 0].cpu().double()
         if self.config.condition == "partons":
             condition, axis = _turned_partons(truth)
         context = self._context(condition.flatten(1).float().to(self.device))
         classes = self.content.draw(context, draws)
         context = torch.cat([context, self.content.one_hot(classes)], dim=1)
-        head = self.trained_head
-        solver = head.check_sampling(1, steps, solver, 1)
         present, attributes = self.content.unpack(classes.cpu())
+        head = self.trained_head
         if isinstance(head, AutoregressiveHead):  # what is not there costs nothing
             there = self.space.there(present).to(self.device)
             x = head.draw_where(there, context, draws)[0].cpu()
         else:
             x = head._draw(context, draws, steps, solver)[0].cpu()
         seen = self.space.decode(x, axis)
-        good = self.space.accepted(seen, present) & _cuts(self.card, present, attributes)
-        return self._events(seen, present, attributes, truth, seed), good
-
-    def _events(
-        self,
-        seen: Measured,
-        present: Tensor,
-        attributes: Mapping[str, Tensor],
-        truth: Tensor,
-        seed: int,
-    ) -> Events:
-        flavour = attributes.get("flavour", torch.zeros_like(present, dtype=torch.int64))
-        named = {
-            name: torch.where(present, seen.extras[..., b], 0.0)
-            for b, name in enumerate(self.space.extras)
-        }
-        for name, values in attributes.items():
-            named[name] = torch.as_tensor(values.numpy().astype(column_type(name)))
-        size, angle = seen.ptmiss.unbind(dim=-1)
-        partons = truth if self.config.condition == "partons" else None
-        return Events(
-            card=self.card,
-            p4=momenta(seen, present, flavour),
-            present=present,
-            ptmiss=torch.stack([size * angle.cos(), size * angle.sin()], dim=-1),
-            weight=torch.ones(len(present), dtype=torch.float64),
-            attributes=named,
-            partons=partons,
-            masses=truth if partons is None else None,
-            provenance={"surrogate": {"family": self.config.family, "seed": seed}},
-        )
+        good = self.space.accepted(seen, present) & content_accepted(self.card, present, attributes)
+        origin = {"surrogate": {"family": self.config.family, "seed": draws.seed}}
+        return assembled(self.space, seen, present, attributes, truth, origin), good
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """Loads weights, building first the networks that they belong to."""
@@ -404,23 +385,3 @@ def _turned_partons(partons: Tensor) -> tuple[Tensor, Tensor]:
     """Turns partons ``(N, P, 4)`` such that the first one is at azimuth 0; and by which angle."""
     axis = torch.atan2(partons[:, 0, 1], partons[:, 0, 0])
     return fv.rotate_z(partons, -axis.unsqueeze(1)), axis
-
-
-def _cuts(card: ProcessCard, present: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
-    """Tells which contents fulfil the cuts of the card on charges and tags, shape ``(N,)``."""
-    kinds = torch.tensor([kind == "lepton" for kind in card.slot_kinds])
-    good = torch.ones(len(present), dtype=torch.bool)
-    if card.cuts.lepton_charge is not None:
-        good &= attributes["charge"][:, kinds].sum(dim=1) == card.cuts.lepton_charge
-    if card.cuts.btags > 0:
-        jets = torch.tensor([kind == "jet" for kind in card.slot_kinds])
-        good &= (attributes["btag"][:, jets] >= MEDIUM).sum(dim=1) >= card.cuts.btags
-    return good
-
-
-def _replaced(events: Events, rows: Tensor, others: Events) -> Events:
-    """Puts other events into some rows."""
-    tensors = {}
-    for name, tensor in events._tensors().items():
-        tensors[name] = tensor.index_put((rows,), others._tensors()[name])
-    return events._with(tensors, events.provenance)

@@ -25,8 +25,11 @@ from torch import Tensor, nn
 from massrecon.errors import InputError, unknown_name
 from massrecon.events.card import COMPONENTS, ProcessCard
 from massrecon.events.container import Events
+from massrecon.models.quantities import is_quantity, quantity_names, quantity_values
 
-TargetChoice = Literal["card", "masses", "resonances"]
+TargetChoice = str
+"""``"card"``, ``"masses"``, ``"resonances"``, labels of particles, or quantities of them."""
+
 Coordinates = Literal["cartesian", "polar"]
 
 _TOLERANCE = 1e-3
@@ -52,12 +55,8 @@ class TargetSpace(nn.Module):
 
     def __init__(self, card: ProcessCard, choice: TargetChoice, coordinates: Coordinates) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("targets", choice, get_args(TargetChoice)),
-            ("coordinates", coordinates, get_args(Coordinates)),
-        ):
-            if value not in choices:
-                raise unknown_name(f"choice of {name}", value, choices)
+        if coordinates not in get_args(Coordinates):
+            raise unknown_name("choice of coordinates", coordinates, get_args(Coordinates))
         self.card, self.choice, self.coordinates = card, choice, coordinates
         self.names = column_names(card, choice)
         if not self.names:
@@ -96,7 +95,10 @@ class TargetSpace(nn.Module):
         if self.choice == "card":
             return events.targets().cpu().double()
         assert events.partons is not None
-        return events.partons.cpu().double().flatten(1)
+        if is_quantity(self.choice):
+            return quantity_values(self.card, self.choice, events.partons.cpu())
+        rows = [self.card.parton_names.index(n) for n in particles_of(self.card, self.choice)]
+        return events.partons[:, rows].cpu().double().flatten(1)
 
     def fit(self, values: Tensor) -> None:
         """Finds the independent columns and the scaling from training values ``(N, R)`` [GeV].
@@ -208,7 +210,7 @@ class TargetSpace(nn.Module):
 
     def turn(self, values: Tensor, generator_turn: tuple[Tensor, Tensor]) -> Tensor:
         """Turns true momenta ``(N, R)`` by angles ``(N,)`` and flips pz by signs ``(N,)``."""
-        if self.choice == "masses":
+        if self.choice == "masses" or is_quantity(self.choice):
             return values
         angle, flip = (t.to(values).unsqueeze(-1) for t in generator_turn)
         px, py, pz, m = values.unflatten(-1, (-1, 4)).unbind(dim=-1)
@@ -229,7 +231,24 @@ def column_names(card: ProcessCard, choice: TargetChoice) -> tuple[str, ...]:
         return tuple(f"{mass}_m" for mass in card.masses)
     if choice == "card":
         return tuple(card.target_names)
-    return tuple(f"{label}_{component}" for label in card.parton_names for component in COMPONENTS)
+    if is_quantity(choice):
+        return quantity_names(card, choice)
+    return tuple(f"{n}_{component}" for n in particles_of(card, choice) for component in COMPONENTS)
+
+
+def particles_of(card: ProcessCard, choice: TargetChoice) -> tuple[str, ...]:
+    """Returns the labels of the particles of the decay tree that a choice names.
+
+    Raises:
+        InputError: If there is no such particle.
+    """
+    if choice == "resonances":
+        return tuple(card.parton_names)
+    for label in choice.split() or [choice]:
+        if label not in card.parton_names:
+            choices = ("card", "masses", "resonances", *card.parton_names)
+            raise unknown_name("choice of targets", label, choices)
+    return tuple(choice.split())
 
 
 def independent_columns(values: Tensor) -> list[int]:

@@ -9,12 +9,10 @@ the precision and averages the weights; validation and the final model use the a
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import logging
 import math
 import signal
-import statistics
 import sys
 import time
 import warnings
@@ -30,12 +28,14 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from tqdm import tqdm
 
-from massrecon.errors import InputError, ModelError, unknown_name
+from massrecon.errors import InputError, ModelError
 from massrecon.events.container import Events
 from massrecon.models.base import MassModel, Prepared
 from massrecon.models.batches import Batches, Chunks, length_of, numbered_generator
 from massrecon.models.checkpoint import TrainingState, fingerprint_of, identity_of
-from massrecon.models.recipe import Plan, TrainingConfig, TrainingHistory, learning_rate
+from massrecon.models.devices import chosen_device, use_bf16
+from massrecon.models.planning import RESERVE, make_plan, most_steps
+from massrecon.models.recipe import TrainingConfig, TrainingHistory, learning_rate
 
 __all__ = ["Metric", "TrainingConfig", "TrainingHistory", "train"]
 
@@ -44,10 +44,6 @@ HISTORY_FILE = "history.json"
 Metric = Callable[[MassModel, Events], float]
 """A figure of merit to follow during the training."""
 
-# share of a wall-clock budget that is left for what the trial steps do not see
-_RESERVE = 0.05
-# most of a wall-clock budget that validations may take
-_VALIDATING = 0.25
 # misfit of the plan, as a share of the budget, at which it is made anew
 _MISFIT = 0.03
 
@@ -77,8 +73,10 @@ def train(
         InputError: If there are no events, or they carry no truth.
         ModelError: If the checkpoint belongs to another training, or the loss is not finite.
     """
-    data, validation = _prepared(model, train_events), _prepared(model, validation_events)
+    if len(train_events) == 0 or len(validation_events) == 0:
+        raise InputError("Training needs events for training and for validation: one is empty.")
     model.fit_scaling(train_events)
+    data, validation = _prepared(model, train_events), _prepared(model, validation_events)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     fingerprint = fingerprint_of(data)
     identity = identity_of(model, config, fingerprint, fingerprint_of(validation))
@@ -87,7 +85,7 @@ def train(
     check = _Check(Chunks(validation, 2 * config.batch_size), examined, metrics or {})
     task, batches = _Task(model.train(), config), Batches(data, config, state)
     if state.plan.total_steps == 0:
-        state.plan = _plan(task, batches, check)
+        state.plan = make_plan(task, batches, lambda trial: _validate_once(trial, check))
     if not state.finished:
         with _quiet_lightning():
             _run(task, batches, check, folder, progress)
@@ -269,14 +267,14 @@ class _Rounds(pl.Callback):
         state, config = self.state, self.config
         if config.max_minutes is None:
             return
-        budget = (1 - _RESERVE) * 60 * config.max_minutes
+        budget = (1 - RESERVE) * 60 * config.max_minutes
         now = time.monotonic()
         per_step = (self.trained_until - self.round_started) / (state.step - self.round_first_step)
         checks = state.plan.rounds_left(state.step, config.rounds) * (now - self.trained_until)
         left = budget - (now - self.started) - checks
         planned = (state.plan.total_steps - state.step) * per_step
         if abs(left - planned) > _MISFIT * budget:
-            steps = min(int(left / per_step), _most_steps(self.batches) - state.step)
+            steps = min(int(left / per_step), most_steps(self.batches) - state.step)
             state.plan = state.plan.remade(state.step, max(1, steps))
             self.bar.total = state.plan.total_steps
 
@@ -297,7 +295,7 @@ def _run(
 ) -> None:
     state, config = batches.state, task.config
     averaging = WeightAveraging(avg_fn=_moving_average(config.ema_decay), use_buffers=False)
-    device = _device(config.accelerator)
+    device = chosen_device(config.accelerator)
     # a terminal is redrawn often, a log file gets a line now and then
     interval = 0.5 if sys.stderr.isatty() else 15.0
     with tqdm(
@@ -311,7 +309,7 @@ def _run(
         trainer = pl.Trainer(
             accelerator={"mps": "mps", "cuda": "gpu"}.get(device, "cpu"),
             devices=1,
-            precision="bf16-mixed" if _use_bf16(config.precision, device) else "32-true",
+            precision="bf16-mixed" if use_bf16(config.precision, device) else "32-true",
             max_epochs=-1,
             gradient_clip_val=config.gradient_clip,
             num_sanity_val_steps=0,
@@ -336,106 +334,18 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return average
 
 
-def _most_steps(batches: Batches) -> int:
-    """Returns how many steps `max_steps` and `max_epochs` allow."""
-    config = batches.config
-    limits = [sys.maxsize]
-    if config.max_steps is not None:
-        limits.append(config.max_steps)
-    if config.max_epochs is not None:
-        limits.append(config.max_epochs * batches.steps_per_epoch)
-    return min(limits)
-
-
-def _plan(task: _Task, batches: Batches, check: _Check) -> Plan:
-    """Turns the budget into a number of steps and, if validations are slow, fewer rounds."""
-    if task.config.max_minutes is None:
-        return Plan(total_steps=_most_steps(batches))
-    plan = _plan_in_time(task, batches, check)
-    return dataclasses.replace(plan, total_steps=min(_most_steps(batches), plan.total_steps))
-
-
-def _plan_in_time(task: _Task, batches: Batches, check: _Check) -> Plan:
-    """Finds how many steps fit into `max_minutes`, from trial steps and validations on a copy."""
-    started, config = time.monotonic(), task.config
-    assert config.max_minutes is not None
-    budget = 60 * config.max_minutes
-    device = _device(config.accelerator)
-    trial = copy.deepcopy(task).to(device)
-    optimizer = trial.configure_optimizers()
-    bf16 = _use_bf16(config.precision, device)
-    times: list[float] = []
-    with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        # the first steps are slow: memory is not yet mapped, kernels not yet chosen
-        while len(times) < 8 or (len(times) < 40 and time.monotonic() - started < 0.02 * budget):
-            times.append(_seconds(lambda: _trial_step(trial, optimizer, batches, len(times))))
-        with torch.no_grad():
-            validation = _seconds(lambda: _trial_validation(trial, check))
-    left = (1 - _RESERVE) * budget - (time.monotonic() - started)
-    most_rounds = max(2, int(_VALIDATING * budget / validation) - 1)
-    left -= validation * (min(config.rounds, most_rounds) + 1)
-    steps = max(1, int(left / statistics.median(times[3:])))
-    return Plan(total_steps=steps, most_rounds=most_rounds)
-
-
-def _trial_step(
-    task: _Task, optimizer: torch.optim.Optimizer, batches: Batches, number: int
-) -> None:
-    step, batch = batches.batch(number)
-    batch = {name: tensor.to(task.device) for name, tensor in batch.items()}
-    optimizer.zero_grad()
-    loss = task.training_step((step, batch))
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(task.parameters(), task.config.gradient_clip)
-    optimizer.step()
-    # waits for the device
-    float(loss.detach())
-
-
-def _trial_validation(task: _Task, check: _Check) -> None:
+def _validate_once(task: _Task, check: _Check) -> None:
     for number, chunk in check.chunks:
         task.validation_step((number, {k: t.to(task.device) for k, t in chunk.items()}))
     task.pop_validation_loss()
     check.measure(task.model)
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.monotonic()
-    work()
-    return time.monotonic() - start
-
-
 def _prepared(model: MassModel, events: Events) -> Prepared:
-    if len(events) == 0:
-        raise InputError("Training needs events for training and for validation: one is empty.")
     data = model.prepare(events)
     if "targets" not in data:
         raise InputError("Training needs events with truth: use simulated events.")
     return data
-
-
-def _device(accelerator: str) -> str:
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if accelerator == "auto":
-        return next((name for name, there in available.items() if there()), "cpu")
-    if accelerator != "cpu" and accelerator not in available:
-        raise unknown_name("accelerator", accelerator, ("auto", "cpu", *available))
-    if accelerator != "cpu" and not available[accelerator]():
-        raise InputError(f"There is no '{accelerator}' device here: use accelerator='auto'.")
-    return accelerator
-
-
-def _use_bf16(precision: str, device: str) -> bool:
-    """Decides whether to compute in bfloat16; emulating it is slower than float32."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = Path("/proc/cpuinfo")
-    if device != "cpu" or not flags.exists():
-        return False
-    text = flags.read_text(encoding="utf-8", errors="replace")
-    return "avx512_bf16" in text or "amx_bf16" in text
 
 
 def _to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

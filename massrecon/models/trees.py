@@ -5,9 +5,9 @@ the mixture of those in the leaves that it reaches, over all trees, each smoothe
 
     p(x | c) = mean over trees, mean over members i of the leaf of c,  N(x; x_i, h^2).
 
-So a single forest gives the joint density of all targets, exactly, and a draw walks down one tree.
-scikit-learn grows the trees; they are stored as plain arrays and walked here, so that nothing needs
-unpickling.
+Where events have weights, splits and both means are weighted. So a single forest gives the joint
+density of all targets, exactly, and a draw walks down one tree. scikit-learn grows the trees; they
+are stored as plain arrays and walked here, so that nothing needs unpickling.
 
 References:
     N. Meinshausen, J. Mach. Learn. Res. 7 (2006) 983 (quantile regression forests).
@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from sklearn.ensemble import ExtraTreesRegressor
-from torch import Tensor
+from torch import Tensor, nn
 
 from massrecon.errors import InputError, ModelError
 from massrecon.events.card import ProcessCard
@@ -39,7 +39,10 @@ from massrecon.models.likelihood import normal_log_prob
 from massrecon.models.noise import Draws
 from massrecon.models.recipe import TrainingConfig, TrainingHistory
 
-_ARRAYS = ("feature", "threshold", "left", "right", "start", "count", "members", "values", "width")
+_ARRAYS = (
+    *("feature", "threshold", "left", "right", "start", "count", "members"),
+    *("values", "weight", "width"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ class TreesHead(Head):
         count: How many they are.
         members: Numbers of training events, leaf by leaf, shape ``(K, N)``.
         values: Training values, shape ``(N, T)``.
+        weight: Weights of the training events, one on average, shape ``(N,)``.
         width: Width of the Gaussians, shape ``(T,)``.
     """
 
@@ -91,22 +95,31 @@ class TreesHead(Head):
     count: Tensor
     members: Tensor
     values: Tensor
+    weight: Tensor
     width: Tensor
+    cumulative: Tensor
 
     def __init__(self, n_targets: int, context_dim: int, config: TreesConfig) -> None:
         super().__init__(n_targets, context_dim)
         self.config = config
         for name in _ARRAYS:
             self.register_buffer(name, torch.zeros(0))
+        # weights of the members added up, tree after tree
+        self.register_buffer("cumulative", torch.zeros(0, dtype=torch.float64), persistent=False)
 
-    def grow(self, x: Tensor, context: Tensor, seed: int = 0) -> None:
+    def grow(self, x: Tensor, context: Tensor, seed: int = 0, weight: Tensor | None = None) -> None:
         """Grows the forest on all training pairs at once.
 
         Args:
             x: True values, shape ``(N, T)``.
             context: Features, shape ``(N, C)``.
             seed: Seed of the splits.
+            weight: Weights of the pairs, shape ``(N,)``; those of weight zero are left out.
+
+        Raises:
+            InputError: If a weight is negative or not finite, or all are zero.
         """
+        x, context, weight = _weighted_pairs(x, context, weight)
         config = self.config
         forest = ExtraTreesRegressor(
             config.n_trees,
@@ -115,7 +128,7 @@ class TreesHead(Head):
             random_state=seed,
         )
         target = x.numpy() if x.shape[1] > 1 else x[:, 0].numpy()
-        forest.fit(context.numpy(), target)
+        forest.fit(context.numpy(), target, weight.numpy())
         leaves = forest.apply(context.numpy()).T
         trees = [_tree_arrays(tree.tree_, leaf) for tree, leaf in zip(forest, leaves, strict=True)]
         nodes = max(len(tree["feature"]) for tree in trees)
@@ -123,8 +136,19 @@ class TreesHead(Head):
             size = len(x) if name == "members" else nodes
             padded = [np.pad(tree[name], (0, size - len(tree[name]))) for tree in trees]
             setattr(self, name, torch.as_tensor(np.stack(padded)))
-        self.values = x.clone()
+        self.values, self.weight = x.clone(), weight
+        self._add_up_weights()
         self.width = config.smoothing * self._spread_in_leaves()
+
+    def _add_up_weights(self) -> None:
+        weight = nn.functional.pad(self.weight[self.members.long()].double(), (1, 0))
+        number = torch.arange(len(weight), device=weight.device).unsqueeze(1)
+        self.cumulative = (weight.cumsum(dim=1) + 2 * number * weight.shape[1]).flatten()
+
+    def _ends_of_leaves(self, tree: Tensor, node: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns where the members of leaves begin and end in `cumulative`."""
+        first = tree * (self.members.shape[1] + 1) + self.start[tree, node]
+        return first, first + self.count[tree, node]
 
     def _spread_in_leaves(self) -> Tensor:
         """Returns the root mean square distance from the mean of the leaf, ``(T,)``."""
@@ -134,9 +158,11 @@ class TreesHead(Head):
             leaf = leaf[self.start[tree][leaf].argsort()]
             number = torch.repeat_interleave(torch.arange(len(leaf)), self.count[tree][leaf].long())
             values = self.values[members].double()
-            sums = torch.zeros(len(leaf), self.n_targets, dtype=torch.float64)
-            mean = sums.index_add(0, number, values) / self.count[tree][leaf].unsqueeze(1)
-            total += (values - mean[number]).square().mean(dim=0)
+            weight = self.weight[members].double().unsqueeze(1)
+            sums = torch.zeros(len(leaf), self.n_targets + 1, dtype=torch.float64)
+            sums = sums.index_add(0, number, torch.cat([weight * values, weight], dim=1))
+            mean = sums[:, :-1] / sums[:, -1:]
+            total += (weight * (values - mean[number]).square()).sum(dim=0) / weight.sum()
         return (total / len(self.members)).sqrt().clamp_min(1e-3).float()
 
     def loss(self, x: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
@@ -162,9 +188,13 @@ class TreesHead(Head):
         choice, position = draws.uniform(0, 2).unbind(dim=-1)
         tree = (choice * len(self.feature)).long()
         node = self.leaves(context.expand(*tree.shape, -1), tree)
-        count = self.count[tree, node]
-        member = self.start[tree, node] + (position * count).long().minimum(count - 1)
-        values = self.values[self.members[tree, member.long()].long()]
+        first, last = self._ends_of_leaves(tree, node)
+        below, above = self.cumulative[first], self.cumulative[last]
+        chosen = below + position * (above - below)
+        reached = torch.searchsorted(self.cumulative, chosen, right=True)
+        # `cumulative` has one place more for each tree than `members`
+        member = reached.clamp(first + 1, last) - 1 - tree
+        values = self.values[self.members.flatten()[member].long()]
         return values + self.width * draws.normal(1, self.n_targets)
 
     def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
@@ -174,13 +204,15 @@ class TreesHead(Head):
             tree = torch.full(context.shape[:1], number, device=x.device)
             node = self.leaves(context, tree)
             start, count = self.start[number, node], self.count[number, node]
+            first, last = self._ends_of_leaves(tree, node)
+            whole = self.cumulative[last] - self.cumulative[first]
             place = torch.arange(int(count.max()), device=x.device)
             there = place < count.unsqueeze(-1)
             place = (start.unsqueeze(-1) + place).clamp_max(self.members.shape[1] - 1)
-            centre = self.values[self.members[number, place.long()].long()]
-            log_p = normal_log_prob((x.unsqueeze(-2) - centre) / self.width)
-            log_p = torch.where(there, log_p, -math.inf).logsumexp(dim=-1) - count.log()
-            total = torch.logaddexp(total, log_p)
+            member = self.members[number, place.long()].long()
+            share = torch.where(there, self.weight[member] / whole.unsqueeze(-1), 0.0).to(x)
+            log_p = normal_log_prob((x.unsqueeze(-2) - self.values[member]) / self.width)
+            total = torch.logaddexp(total, (log_p + share.log()).logsumexp(dim=-1))
         return total - math.log(len(self.feature)) - self.width.log().sum()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: object) -> None:
@@ -189,6 +221,23 @@ class TreesHead(Head):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.zeros_like(saved))
         super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+        if self.members.numel():
+            self._add_up_weights()
+
+
+def _weighted_pairs(
+    x: Tensor, context: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks weights, leaves out the pairs without any, and makes the others one on average."""
+    if weight is None:
+        return x, context, torch.ones(len(x))
+    if not bool((weight.isfinite() & (weight >= 0)).all()) or not float(weight.sum()) > 0:
+        raise InputError(
+            "The family 'trees' needs weights that are finite, not negative and not zero "
+            "throughout: leave out events of negative weight, or choose another family."
+        )
+    kept = weight > 0
+    return x[kept], context[kept], (weight[kept] / weight[kept].mean()).float()
 
 
 def _tree_arrays(tree: Any, leaf: np.ndarray) -> dict[str, np.ndarray]:
@@ -278,7 +327,8 @@ def grow_forest(
     data, validation = model.prepare(train_events), model.prepare(validation_events)
     head = model.trained_head
     assert isinstance(head, TreesHead)
-    head.grow(model.targets.encode(data["targets"]), model.encode(data), config.seed)
+    x, context = model.targets.encode(data["targets"]), model.encode(data)
+    head.grow(x, context, config.seed, data["weight"])
     model.eval()
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import massrecon as mr
+from massrecon.inference.comparison import comparison_table, judge
 from massrecon.models.base import read_header
 from massrecon.provenance import write_json
 from massrecon.runs.notebooks import finished_run, forget_run, run_notebook
@@ -20,7 +21,16 @@ from massrecon.runs.report import Section, write_report
 from massrecon.visual import figures
 from massrecon.visual.template import plain
 
-STAGES = ("simulate", "train", "reconstruct")
+STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "simulate": ("simulate", ()),
+    "train": ("train", ("simulate",)),
+    "reconstruct": ("reconstruct", ("train",)),
+    "train_published": ("train", ("simulate",)),
+    "reconstruct_published": ("reconstruct", ("train_published",)),
+}
+"""The stages in their order: the notebook of each, and the stages whose results it reads."""
+
+_PUBLISHED = "_published"  # ending of the stages of the model to compare with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,46 +42,52 @@ class DemoPlan:
         n_events: Selected events to simulate, training and test together.
         masses: Mass of each particle [GeV] as on the command line.
         test_fraction: Share of the mass points held out of the training.
-        preset: Size of the network.
-        max_minutes: Training time [min].
+        model: Family of the model.
+        published: Family of the published model that it is compared with.
+        preset: Size of the networks.
+        max_minutes: Training time of each [min].
         n_samples: Posterior draws for each test event.
-        steps: Denoising steps for each draw.
+        steps: Network evaluations for each draw.
     """
 
     process: str = "wino_udd"
-    n_events: int = 24_000
+    n_events: int = 20_000
     masses: tuple[str, ...] = ("chi20=600", "chi10=50:450")
     test_fraction: float = 0.2
+    model: str = "cascade"
+    published: str = "barman2025"
     preset: str = "small"
-    max_minutes: float = 3.0
+    max_minutes: float = 1.7
     n_samples: int = 64
-    steps: int = 30
+    steps: int = 20
 
     def stages(self, out: Path, seed: int) -> dict[str, dict[str, Any]]:
         """Returns the notebook parameters of each stage."""
-        return {
+        found = {
             "simulate": {
                 "process": self.process,
                 "n_events": self.n_events,
                 "masses": list(self.masses),
                 "seed": seed,
-            },
-            "train": {
+            }
+        }
+        for model, ending in ((self.model, ""), (self.published, _PUBLISHED)):
+            found[f"train{ending}"] = {
                 "events": str(out / "simulate" / "events"),
-                "model": "barman2025",
+                "model": model,
                 "preset": self.preset,
                 "test_fraction": self.test_fraction,
                 "max_minutes": self.max_minutes,
                 "seed": seed,
-            },
-            "reconstruct": {
-                "model": str(out / "train" / "model"),
-                "events": str(out / "train" / "test_events"),
+            }
+            found[f"reconstruct{ending}"] = {
+                "model": str(out / f"train{ending}" / "model"),
+                "events": str(out / f"train{ending}" / "test_events"),
                 "n_samples": self.n_samples,
                 "steps": self.steps,
                 "seed": seed,
-            },
-        }
+            }
+        return found
 
 
 def run_demo(
@@ -105,34 +121,42 @@ def run_demo(
 
 
 def _run_stage(stage: str, parameters: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    record = finished_run(stage, parameters, out / stage)
+    notebook = STAGES[stage][0]
+    record = finished_run(notebook, parameters, out / stage)
     if record is not None:
         print("      finished earlier, kept", flush=True)
         return record
-    for later in STAGES[STAGES.index(stage) :]:  # what was made from the old results is stale
-        forget_run(out / later)
-    run_notebook(stage, parameters, out / stage)
-    record = finished_run(stage, parameters, out / stage)
+    for later, (_, needs) in STAGES.items():  # what was made from the old results is stale
+        if stage in needs:
+            forget_run(out / later)
+    run_notebook(notebook, parameters, out / stage)
+    record = finished_run(notebook, parameters, out / stage)
     assert record is not None  # run_notebook has just written it
     return record
 
 
 def _summarise(records: Mapping[str, dict[str, Any]], seed: int) -> dict[str, Any]:
-    simulated, trained, reconstructed = (records[stage]["summary"] for stage in STAGES)
+    stages = {stage: record["summary"] for stage, record in records.items()}
+    simulated, trained = stages["simulate"], stages["train"]
     return {
         "process": simulated["process"],
         "card": simulated["card"],
-        "model": trained["model"],
         "n_train": trained["n_train"],
-        "n_test": reconstructed["n_events"],
-        "efficiency": reconstructed["efficiency"],
-        "no_skill": reconstructed["no_skill"],
-        "self_consistency": reconstructed["self_consistency"],
+        "n_test": stages["reconstruct"]["n_events"],
+        **_results(stages, ""),
+        "published": _results(stages, _PUBLISHED),
         "seed": seed,
         "versions": {**simulated["versions"], **trained["versions"]},
         "wall_seconds": {stage: records[stage]["wall_seconds"] for stage in records},
-        "stages": {stage: records[stage]["summary"] for stage in records},
+        "stages": stages,
     }
+
+
+def _results(stages: Mapping[str, dict[str, Any]], ending: str) -> dict[str, Any]:
+    """Returns what a model found: its name, efficiencies, and how well it knows them."""
+    found = stages[f"reconstruct{ending}"]
+    names = ("efficiency", "no_skill", "self_consistency")
+    return {"model": stages[f"train{ending}"]["model"], **{name: found[name] for name in names}}
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
@@ -140,10 +164,14 @@ def _headline(summary: Mapping[str, Any]) -> str:
     mass = _varying(summary)[0]
     symbol = plain(mr.load_card(summary["card"]).symbol(mass))
     found = summary["efficiency"][mass]["window"]["30"]
+    published = summary["published"]["efficiency"][mass]["window"]["30"]
     no_skill = summary["no_skill"][mass]["30"]["value"]
     return (
         f"m({symbol}) is found within 30 GeV in {found['value']:.1%} ± {found['error']:.1%} of "
-        f"{summary['n_test']:,} held-out events; the best constant guess reaches {no_skill:.1%}."
+        f"{summary['n_test']:,} held-out events by '{summary['model']}', in "
+        f"{published['value']:.1%} ± {published['error']:.1%} by the published network "
+        f"'{summary['published']['model']}' after the same time on the same events; the best "
+        f"constant guess reaches {no_skill:.1%}."
     )
 
 
@@ -154,9 +182,13 @@ def _varying(summary: Mapping[str, Any]) -> list[str]:
 
 def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path:
     posterior = mr.Posterior.load(out / "reconstruct" / "posterior")
-    table = mr.efficiency(posterior)
+    published = mr.Posterior.load(out / "reconstruct_published" / "posterior")
+    names = summary["model"], summary["published"]["model"]
+    judged = {n: judge(p) for n, p in zip(names, (posterior, published), strict=True)}
+    tables = {name: found.efficiency for name, found in judged.items()}
+    table = tables[names[0]]
     events = mr.load_events(out / "simulate" / "events")
-    history = read_header(out / "train" / "model")["history"]
+    histories = [read_header(out / f"train{e}" / "model")["history"] for e in ("", _PUBLISHED)]
     card, varying = posterior.card, _varying(summary)
     sections = [
         Section(heading="What was done", text=_account(plan, summary), table=_stages(summary)),
@@ -167,6 +199,15 @@ def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path
             "the event; 'predicted' is the efficiency that the posteriors themselves claim.",
             listing=str(table),
             figures=[figures.efficiency_curve(table, mass=name) for name in varying],
+        ),
+        Section(
+            heading=f"Beside the published network, '{names[1]}'",
+            text="Both saw the same events for the same time and are judged on the same held-out "
+            "events. 'draw' is one sample of the posterior, 'window' the centre of its most "
+            "probable window; 'predicted' is what the posterior claims for it, '68 % int.' how "
+            "often its 68 % interval holds the truth. In per cent.",
+            listing="\n\n".join(comparison_table(judged, name, 30.0) for name in varying),
+            figures=[figures.efficiency_by_model(tables, name, 30.0) for name in varying],
         ),
         Section(
             heading="Estimated against true mass",
@@ -183,7 +224,10 @@ def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path
                 figures.self_consistency(table),
             ],
         ),
-        Section(heading="Training", figures=[figures.training_curve(history)]),
+        Section(
+            heading=f"Training of '{names[0]}', then of '{names[1]}'",
+            figures=[figures.training_curve(history) for history in histories],
+        ),
         Section(
             heading="The simulated collisions",
             text=card.notes,
@@ -202,25 +246,32 @@ def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path
 
 
 def _account(plan: DemoPlan, summary: Mapping[str, Any]) -> str:
-    trained = summary["stages"]["train"]
+    trained, published = (summary["stages"][f"train{e}"] for e in ("", _PUBLISHED))
     return (
         f"Pythia 8 and a fast HL-LHC-like detector made {plan.n_events} selected events of "
         f"'{summary['process']}' with {', '.join(plan.masses)} (GeV; low:high is a continuous "
-        f"range). The network '{summary['model']}' (arXiv:2507.20869) in its {plan.preset} size "
-        f"of {trained['parameters']:,} parameters learnt from {summary['n_train']} of them and "
-        f"drew {plan.n_samples} samples from the posterior of each of {summary['n_test']} events "
-        "whose masses it never saw.\n\nThis is a short training of a small network on few "
-        "events: it shows the chain at work, not the best that the network can do."
+        f"range). The model '{summary['model']}' ({trained['parameters']:,} parameters) and the "
+        f"published network '{published['model']}' (arXiv:2507.20869, here in its {plan.preset} "
+        f"size of {published['parameters']:,} parameters) each learnt for {plan.max_minutes:g} "
+        f"minutes from {summary['n_train']} of them and drew {plan.n_samples} samples from the "
+        f"posterior of each of {summary['n_test']} events whose masses they never saw.\n\nThese "
+        "are short trainings of small networks on few events: they show the chain at work, not "
+        "the best that either can do."
     )
 
 
 def _stages(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    simulated, trained, _ = (summary["stages"][stage] for stage in STAGES)
-    results = {
-        "simulate": f"{simulated['n_events']} of {simulated['n_generated']} collisions selected",
-        "train": f"{trained['steps']} steps, {trained['n_train']} events, validated on "
-        f"{trained['n_validation']}",
-        "reconstruct": f"{summary['n_test']} events",
+    accounts = {
+        "simulate": "{n_events} of {n_generated} collisions selected",
+        "train": "{model}: {steps} steps, {n_train} events, validated on {n_validation}",
+        "reconstruct": "{n_events} events",
     }
-    rows = [(s, results[s], f"{summary['wall_seconds'][s]:.0f} s") for s in STAGES]
+    rows = [
+        (
+            stage,
+            accounts[notebook].format(**summary["stages"][stage]),
+            f"{summary['wall_seconds'][stage]:.0f} s",
+        )
+        for stage, (notebook, _) in STAGES.items()
+    ]
     return [("stage", "result", "time"), *rows]

@@ -140,6 +140,7 @@ def agreement_compared(judgements: Mapping[str, Judgement], card: ProcessCard) -
         "of a classifier that tells drawn momenta from true ones; models of the masses alone draw "
         "none. Dashed: perfect agreement."
     )
+    figure.update_layout(margin_b=100)  # names of models are slanted
     return finish(figure, caption, height=460)
 
 

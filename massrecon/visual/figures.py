@@ -21,7 +21,11 @@ from massrecon.visual.comparison import (
 )
 from massrecon.visual.distributions import truth_against_generated
 from massrecon.visual.mass_plane import efficiency_maps
-from massrecon.visual.performance import efficiency_curve, self_consistency
+from massrecon.visual.performance import (
+    efficiency_by_model,
+    efficiency_curve,
+    self_consistency,
+)
 from massrecon.visual.predictions import predicted_against_true
 from massrecon.visual.response import (
     JET_REGIONS,
@@ -41,6 +45,7 @@ __all__ = [
     "bias_by_iteration",
     "coverage_compared",
     "efficiencies_compared",
+    "efficiency_by_model",
     "efficiency_curve",
     "efficiency_maps",
     "estimates_compared",

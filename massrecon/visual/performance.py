@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -65,6 +65,64 @@ def efficiency_curve(
         f"Share of events whose estimated m({plain(symbols[mass])}) ({estimator}) lies within a "
         "window around the truth, with 68 % binomial errors; dotted: the best constant guess. "
         f"{table.n_events:,} events."
+    )
+    return finish(figure, caption, height=480)
+
+
+def efficiency_by_model(
+    tables: Mapping[str, EfficiencyTable],
+    mass: str,
+    window: float = 30.0,
+    estimators: Sequence[str] = ("window", "draw"),
+    axis: str | None = None,
+) -> go.Figure:
+    """Draws the efficiency of a mass against a true mass for several models and estimators.
+
+    Args:
+        tables: Efficiencies of the same events, by the name of the model.
+        mass: The mass that is estimated.
+        window: Half-width of the window [GeV].
+        estimators: The estimators, each with a dash of its own.
+        axis: The true mass along the horizontal axis; `mass`, or what varies, if not given.
+
+    Raises:
+        InputError: If there is no table, or a name or window is not in one.
+    """
+    if not tables or not estimators:
+        raise InputError("There should be at least one table and one estimator to draw.")
+    first = next(iter(tables.values()))
+    axis = _varying_axis(first, mass) if axis is None else axis
+    if axis not in first.points:
+        raise unknown_name("mass", axis, first.mass_names)
+    figure = go.Figure()
+    for model, (name, table) in enumerate(tables.items()):
+        for number, estimator in enumerate(estimators):
+            cell = table.position(mass, estimator, window)
+            rates, points = table.points[axis].rates, table.points[axis].points
+            value = _percent(rates.value[cell])
+            ends = (_percent(rates.high[cell]) - value, value - _percent(rates.low[cell]))
+            figure.add_trace(
+                go.Scatter(
+                    x=points.value.tolist(), y=value, mode="lines+markers",
+                    name=f"{name}, {estimator}",
+                    error_y={"symmetric": False, "array": ends[0], "arrayminus": ends[1]},
+                    line={"color": COLOURS[model % len(COLOURS)], "dash": DASHES[number]},
+                    marker={"symbol": MARKERS[model % len(MARKERS)], "size": 8},
+                )
+            )  # fmt: skip
+    i, _, w = first.position(mass, estimators[0], window)
+    figure.add_hline(
+        y=100 * float(first.no_skill.rates.value[i, w]), line={"color": BLACK, "dash": "dot"},
+        annotation_text="best constant guess", annotation_position="bottom right",
+    )  # fmt: skip
+    symbols = dict(zip(first.mass_names, first.symbols, strict=True))
+    figure.update_xaxes(title_text=f"true {mass_label(symbols[axis])} [GeV]")
+    label = f"{mass_label(symbols[mass])} within {window:g} GeV [%]"
+    figure.update_yaxes(title_text=label, range=[0, 102])
+    figure.update_layout(legend=LEGEND_ABOVE)
+    caption = (
+        f"Share of events whose m({plain(symbols[mass])}) is found within {window:g} GeV, by model "
+        f"and estimator, with 68 % binomial errors. {first.n_events:,} events."
     )
     return finish(figure, caption, height=480)
 

@@ -135,6 +135,12 @@ def bias_by_iteration(
             mode="lines+markers", marker={"symbol": MARKERS[number], "size": 7}, name=name,
             error_y={"array": [error for _, error in means], "width": 0},
         )  # fmt: skip
+        if result.folded is not None:
+            figure.add_scatter(
+                x=[result.stop], y=[means[result.stop][0] - true_mean], mode="markers",
+                marker={"color": COLOURS[number], "symbol": "circle-open", "size": 16},
+                name=f"stop, {name}", showlegend=False,
+            )  # fmt: skip
         figure.add_scatter(
             x=[-1], y=[float(result.prior @ result.centres) - true_mean], mode="markers",
             marker={"color": COLOURS[number], "symbol": MARKERS[number] + "-open", "size": 10},
@@ -153,6 +159,6 @@ def bias_by_iteration(
     figure.update_layout(legend={**LEGEND_ABOVE, "y": 1.02})
     caption = (
         "Difference between unfolded and true mean after each iteration, and (open) between the "
-        "training sample and the truth; grey: statistical error of the truth."
+        "training sample and the truth; rings: where to stop; grey: statistical error of the truth."
     )
     return finish(figure, caption, height=420)

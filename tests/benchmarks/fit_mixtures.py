@@ -6,7 +6,7 @@ points of the same continuous range, and writes the parameters as JSON::
 
     OMP_NUM_THREADS=1 python tests/benchmarks/fit_mixtures.py wino_udd_plane --out FOLDER
 
-Copy the files to ``massrecon/inference/mixtures`` to ship them. Without names all are fitted.
+Copy the files to ``massrecon/models/mixture/fits`` to ship them. Without names all are fitted.
 """
 
 from __future__ import annotations
@@ -23,18 +23,13 @@ from torch import Tensor
 from massrecon.events.container import Events
 from massrecon.events.generator import simulate
 from massrecon.events.store import load_events
-from massrecon.inference.mixture import (
-    Masses,
-    fit_mixture,
-    mass_posterior,
-    mixture_for,
-    unknown_masses,
-)
-from massrecon.inference.mixture_files import save_mixture
+from massrecon.inference.mixture import fit_mixture, mass_posterior, mixture_for
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_events import MixtureOptions
 from massrecon.kinematics.mixture_fit import MixtureFit
 from massrecon.kinematics.mixture_posterior import MassPosterior
+from massrecon.models.mixture import save_mixture, unknown_masses
+from massrecon.models.mixture.building import Masses
 
 CHOICE_SEED = 1
 TEST = 100  # what is added to the seed for events to judge on

@@ -26,11 +26,12 @@ import torch
 from massrecon.events.container import Events
 from massrecon.events.generator import simulate
 from massrecon.inference.diagnostics import efficiency
-from massrecon.inference.mixture import detected, fit_mixture, mixture_for, mixture_posterior
+from massrecon.inference.mixture import fit_mixture, mixture_for, mixture_posterior
 from massrecon.kinematics.backends import Backend
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_events import DetectedEvents
 from massrecon.kinematics.mixture_fit import MixtureFit
+from massrecon.models.mixture import detected
 
 REGIONS: dict[str, dict[str, float | tuple[float, float]]] = {
     "line": {"chi20": 600.0, "chi10": (50.0, 450.0)},

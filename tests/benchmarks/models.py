@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from massrecon.events.card import load_card
 from massrecon.inference.twosample import c2st
 from massrecon.models.ddpm import NoiseSchedule, ancestral_sample
+from massrecon.models.devices import use_bf16
 from massrecon.models.diffusion import DiffusionConfig, DiffusionHead
 from massrecon.models.encoder import TransformerEncoder
 from massrecon.models.event_encoder import EncoderConfig, EventEncoder
@@ -100,19 +101,19 @@ def step_of(parts: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object
     return step
 
 
-def report_encoder(name: str, config: EncoderConfig) -> None:
+def report_encoder(name: str, config: EncoderConfig, size: int) -> None:
     """Prints the encoder's training speed against matrix products and against PyTorch's own."""
     torch.manual_seed(0)
-    encoder, batch = EventEncoder(load_card(CARD), config), random_events(BATCH)
+    encoder, batch = EventEncoder(load_card(CARD), config), random_events(size)
     tokens_an_event = batch["objects"].shape[1] + 1
-    tokens = torch.randn(BATCH, tokens_an_event, config.dim)
+    tokens = torch.randn(size, tokens_an_event, config.dim)
     present = nn.functional.pad(batch["present"], (0, 1), value=True)
     ours = TransformerEncoder(config.dim, config.heads, config.layers, config.token_hidden)
     layer = nn.TransformerEncoderLayer(
         config.dim, config.heads, config.token_hidden, 0.0, batch_first=True, norm_first=True
     )
     plain = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
-    product, operations = products(config.dim, BATCH * tokens_an_event)
+    product, operations = products(config.dim, size * tokens_an_event)
     steps = [
         step_of(encoder, lambda: encoder(batch).square().mean()),
         step_of(ours, lambda: ours(tokens, present).square().mean()),
@@ -123,11 +124,14 @@ def report_encoder(name: str, config: EncoderConfig) -> None:
     limit, *attained = interleaved(product, *steps)
     limit *= counter.get_total_flops() / operations
     print(
-        f"encoder {name}: {BATCH / attained[0]:.0f} events/s in float32, "
+        f"encoder {name}, batch {size}: {size / attained[0]:.0f} events/s in float32, "
         f"{limit / attained[0]:.0%} of the speed of its matrix products; its transformer alone "
         f"takes {attained[1] / attained[2]:.2f} of the time of nn.TransformerEncoder",
         flush=True,
     )
+    if not use_bf16("auto", "cpu"):
+        print("bfloat16: this processor has none, its emulation is not measured")
+        return
     with torch.autocast("cpu", torch.bfloat16):
         half = interleaved(steps[0], repeats=1)[0]
     print(f"encoder {name}: bfloat16 takes {half / attained[0]:.2f} of the time of float32 here")
@@ -135,31 +139,35 @@ def report_encoder(name: str, config: EncoderConfig) -> None:
 
 def report_training() -> None:
     """Prints training events per second of each family, with the small encoder."""
-    report_encoder("small", SMALL)
+    report_encoder("small", SMALL, BATCH)
+    for name in HEADS:
+        report_training_of(name)
+
+
+def report_training_of(name: str) -> None:
+    """Prints training events per second of a family, with the small encoder."""
+    torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    for name, build in HEADS.items():
-        torch.manual_seed(0)
-        encoder, batch = EventEncoder(load_card(CARD), SMALL), random_events(FEW)
-        head = build(N_TARGETS, SMALL.dim)
-        x = torch.randn(FEW, head.n_targets, generator=generator).clamp(-3, 3)
-        both = nn.ModuleList([encoder, head])
-        step = step_of(
-            both, lambda e=encoder, h=head, b=batch, x=x: h.loss(x, e(b), generator).mean()
-        )
-        product, operations = products(SMALL.dim, FEW * 14)
-        if name == "gan":  # torch cannot count the operations of its gradient penalty
-            (attained,) = interleaved(step)
-            print(f"training {name}: {FEW / attained:.0f} events/s", flush=True)
-            continue
-        with FlopCounterMode(display=False) as counter:
-            step()
-        limit, attained = interleaved(product, step)
-        limit *= counter.get_total_flops() / operations
-        print(
-            f"training {name}: {FEW / attained:.0f} events/s, {limit / attained:.0%} of the "
-            "speed of its matrix products",
-            flush=True,
-        )
+    encoder, batch = EventEncoder(load_card(CARD), SMALL), random_events(FEW)
+    head = HEADS[name](N_TARGETS, SMALL.dim)
+    x = torch.randn(FEW, head.n_targets, generator=generator).clamp(-3, 3)
+    both = nn.ModuleList([encoder, head])
+    step = step_of(both, lambda: head.loss(x, encoder(batch), generator).mean())
+    product, operations = products(SMALL.dim, FEW * 14)
+    if name == "gan":  # torch cannot count the operations of its gradient penalty
+        taken, attained = interleaved(product, step)
+        share = operations / taken / 1e9
+        print(f"training gan: {FEW / attained:.0f} events/s (products at {share:.0f} Gflop/s)")
+        return
+    with FlopCounterMode(display=False) as counter:
+        step()
+    limit, attained = interleaved(product, step)
+    limit *= counter.get_total_flops() / operations
+    print(
+        f"training {name}: {FEW / attained:.0f} events/s, {limit / attained:.0%} of the "
+        "speed of its matrix products",
+        flush=True,
+    )
 
 
 def report_steps() -> None:
@@ -265,7 +273,8 @@ def report_density() -> None:
 REPORTS = {
     "memory": report_memory,
     "training": report_training,
-    "full": lambda: report_encoder("full", FULL),
+    "full": lambda: report_encoder("full", FULL, FEW),
+    "gan": lambda: report_training_of("gan"),
     "steps": report_steps,
     "draws": report_draws,
     "density": report_density,

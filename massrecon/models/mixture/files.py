@@ -1,7 +1,7 @@
 """Fitted mixtures on disk, and those that come with massrecon.
 
 A file is JSON: the process, the masses that are free or known, options, resolutions and parameters,
-with how they were fitted and how well they do. The built-in ones are in ``inference/mixtures``;
+with how they were fitted and how well they do. The built-in ones are in ``models/mixture/fits``;
 ``tests/benchmarks/fit_mixtures.py`` fits such ones from a seed; those of ``wino_udd`` were fitted
 on from parameters of an earlier simulation, see their ``provenance``.
 
@@ -29,7 +29,7 @@ from massrecon.kinematics.mixture_events import MixtureOptions
 from massrecon.provenance import versions, write_json
 
 FORMAT = "massrecon-mixture-1"
-_FOLDER = "mixtures"
+_FOLDER = "fits"
 
 Ranges = dict[str, float | tuple[float, float]]
 
@@ -141,7 +141,7 @@ def put_parameters(mixture: KinematicMixture, content: Mapping[str, Any], path: 
 @lru_cache(maxsize=1)
 def shipped_mixtures() -> dict[str, Path]:
     """Lists the fitted mixtures that come with massrecon, by name such as ``wino_udd_plane``."""
-    folder = Path(str(files("massrecon.inference").joinpath(_FOLDER)))
+    folder = Path(str(files("massrecon.models.mixture").joinpath(_FOLDER)))
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 

@@ -1,0 +1,182 @@
+"""The family `cascade`: all that is measured and all that the decay implies, masses first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from massrecon.errors import InputError
+from massrecon.events.container import Events
+from massrecon.models.base import Prepared
+from massrecon.models.cascade import truth
+from massrecon.models.cascade.encoder import CascadeEncoder, CascadeEncoderConfig
+from massrecon.models.cascade.head import SequentialConfig, SequentialHead
+from massrecon.models.event_model import EventModel, TargetConfig, weighted_mean
+from massrecon.models.mass_head import set_ceilings
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeConfig(SequentialConfig, CascadeEncoderConfig, TargetConfig):
+    """Everything that the family `cascade` can be told: head, encoder and targets.
+
+    Attributes:
+        canonical: Whether events are turned to a common direction (leptons and photons at azimuth
+            0 and forward) instead of being turned at random in training.
+        assignment_weight: Weight of the auxiliary loss, from which side of the decay objects come.
+    """
+
+    canonical: bool = True
+    assignment_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        SequentialConfig.__post_init__(self)
+        CascadeEncoderConfig.__post_init__(self)
+        TargetConfig.__post_init__(self)
+        if self.assignment_weight < 0:
+            raise InputError(
+                f"'assignment_weight' should not be negative, got {self.assignment_weight}."
+            )
+
+
+class Cascade(EventModel):
+    """The posterior of masses, and of momenta given the masses, from objects and hypotheses."""
+
+    name = "cascade"
+    density = SequentialHead.density
+    solvers = SequentialHead.solvers
+    config_type = CascadeConfig
+    head_type = SequentialHead
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "full": {},
+        "small": {"layers": 2, "mass_width": 128, "width": 128, "hypotheses": 8},
+    }
+    encoder: CascadeEncoder
+
+    def build_encoder(self) -> CascadeEncoder:
+        """Builds the encoder of objects and hypotheses."""
+        return CascadeEncoder(self.card, self.config)
+
+    def _build_head(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            self.head = SequentialHead(
+                len(self.targets), self.encoder.context_dim, self.config, self._mass_columns()
+            )
+
+    def _mass_columns(self) -> list[int]:
+        """Returns which of the kept targets are masses.
+
+        Raises:
+            InputError: If no mass varies.
+        """
+        kept = [self.target_names[i] for i in self.targets.kept.tolist()]
+        if masses := [i for i, name in enumerate(kept) if name.endswith("_m")]:
+            return masses
+        raise InputError("No mass varies among the training events: simulate a range of masses.")
+
+    def _adapt_head(self) -> None:
+        head = cast(SequentialHead, self.trained_head)
+        set_ceilings(head.masses, self.card, self.targets, head.mass_columns)
+
+    def fit_scaling(self, events: Events) -> None:
+        """Chooses the prior of the hypotheses and sets the scaling, from training events."""
+        self.encoder.choose_mixture(events)
+        super().fit_scaling(events)
+
+    def prepare(self, events: Events) -> Prepared:
+        """Computes the inputs, and with truth ``targets`` and ``origins``, see `EventModel`.
+
+        Raises:
+            InputError: If the configuration gives the network truth that the events lack.
+        """
+        batch = super().prepare(events)
+        events = events.to("cpu")
+        if truth.knows_origins(events):
+            batch["origins"] = truth.origins(events)
+        elif self.config.given != "nothing":
+            raise InputError(
+                f"This model is told the true {self.config.given}: its events need the truth."
+            )
+        if self.config.given_neutrinos:
+            batch["neutrinos"] = truth.invisible_momenta(events)
+        if not self.config.canonical:
+            return batch
+        angle, flip = canonical_frame(events)
+        batch = self.encoder.turn(batch, angle, flip)
+        if "targets" in batch:
+            batch["targets"] = self.targets.turn(batch["targets"], (angle, flip))
+        return batch
+
+    def augment(self, batch: Prepared, generator: torch.Generator) -> Prepared:
+        """Turns events about the beam and flips pz, unless all are in a common frame."""
+        return batch if self.config.canonical else super().augment(batch, generator)
+
+    def loss_prepared(self, batch: Prepared, generator: torch.Generator) -> Tensor:
+        """Computes the loss of the head and the auxiliary loss of the origins of objects."""
+        context, logits = self.encoder.encode(batch)
+        losses = self.trained_head.loss(self.noisy_targets(batch, generator), context, generator)
+        if self.config.assignment_weight and "origins" in batch:
+            losses = losses + self.config.assignment_weight * self._origin_loss(logits, batch)
+        return weighted_mean(losses, batch["weight"])
+
+    def _origin_loss(self, logits: Tensor, batch: Prepared) -> Tensor:
+        """Computes the mean cross-entropy of the origins of the objects of each event, ``(N,)``.
+
+        Where the sides of a decay are alike, the naming of sides that fits better counts.
+        """
+        present = batch["present"].unsqueeze(-1).to(logits)
+        labels = batch["origins"].to(logits)
+        namings = [labels, labels.flip(-1)] if self.encoder.alike_sides else [labels]
+        losses = [(_cross_entropy(logits, naming) * present).sum(dim=(1, 2)) for naming in namings]
+        return torch.stack(losses).amin(dim=0) / present.sum(dim=(1, 2)).clamp_min(1)
+
+    def sample(
+        self,
+        events: Events,
+        n_samples: int,
+        steps: int | None = None,
+        solver: str | None = None,
+        seed: int = 0,
+        batch_size: int = 8192,
+    ) -> Tensor:
+        """Draws targets from the posterior of each event; see `EventModel.sample`."""
+        draws = super().sample(events, n_samples, steps, solver, seed, batch_size)
+        if not self.config.canonical:
+            return draws
+        angle, flip = canonical_frame(events.to("cpu"))
+        return torch.stack([self.targets.turn(draw, (-angle, flip)) for draw in draws])
+
+    def log_prob(self, targets: Tensor, events: Events, batch_size: int = 8192) -> Tensor:
+        """Computes the log-density of targets; see `EventModel.log_prob`."""
+        if self.config.canonical:
+            frame = canonical_frame(events.to("cpu"))
+            rows = targets if targets.ndim == 3 else targets.unsqueeze(0)
+            rows = torch.stack([self.targets.turn(row.cpu(), frame) for row in rows])
+            targets = rows.reshape(targets.shape)
+        return super().log_prob(targets, events, batch_size)
+
+
+def canonical_frame(events: Events) -> tuple[Tensor, Tensor]:
+    """Returns how to turn each event so that its leptons and photons are at azimuth 0, forward.
+
+    Where an event has none, the missing momentum gives the azimuth and the objects the sign.
+
+    Returns:
+        Angles ``(N,)`` [rad] and signs of pz ``(N,)``, float32.
+    """
+    clean = torch.tensor([kind != "jet" for kind in events.card.slot_kinds])
+    p4 = torch.where(events.present.unsqueeze(-1), events.p4, 0.0).float()
+    everything = torch.cat([events.ptmiss.float(), p4[..., 2].sum(dim=1, keepdim=True)], dim=1)
+    some = (events.present & clean).any(dim=1, keepdim=True)
+    total = torch.where(some, p4[:, clean, :3].sum(dim=1), everything)
+    angle = -torch.atan2(total[:, 1], total[:, 0])
+    return angle, torch.where(total[:, 2] < 0, -1.0, 1.0)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")

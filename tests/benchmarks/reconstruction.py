@@ -1,0 +1,249 @@
+"""How well each model reconstructs masses: same events, same time, paired differences.
+
+Simulates the events of a study (or takes them from a folder), trains one model for some minutes and
+judges it on held-out mass points::
+
+    python tests/benchmarks/reconstruction.py plane barman2025 cascade --minutes 90 --work FOLDER
+
+Everything stays in the folder: a run that is cut off goes on where it stopped, the posterior of a
+model that is finished is not drawn again, and models of later runs are compared with earlier ones.
+The table, with the differences to the first model named, goes to ``results/reconstruction.json``
+with ``--record``. Names after a colon are ablations and ceilings, such as ``cascade:no_mixture``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import massrecon as mr
+from massrecon.events.container import Events
+from massrecon.inference import estimators as est
+from massrecon.inference.comparison import judge
+from massrecon.inference.efficiency_map import efficiency_map
+from massrecon.inference.posterior import Posterior
+from massrecon.inference.statistics import clusters, group_sums
+from massrecon.models.training import TrainingConfig
+from massrecon.provenance import versions, write_json
+
+RESULTS = Path(__file__).parent / "results" / "reconstruction.json"
+WINDOWS = (10.0, 20.0, 30.0, 50.0)
+WINDOW = 30.0
+BOOTSTRAPS = 1000
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "no_pairs": {"pair_bias": False},
+    "no_hypotheses": {"hypotheses": 0},
+    "no_mixture": {"hypotheses": 0, "summaries": False},
+    "mean_pooling": {"pooling": "mean"},
+    "turned_at_random": {"canonical": False},
+    "no_origins": {"assignment_weight": 0.0},
+    "masses_alone": {"targets": "masses"},
+    "given_origins": {"given": "origins"},
+    "given_neutrinos": {"given": "neutrinos"},
+    "given_both": {"given": "both"},
+}
+"""Ablations, and the ceilings of a model that is told the truth, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is simulated.
+
+    Attributes:
+        card: Name of the process.
+        train: Masses of the training events, as in `simulate`.
+        test: Masses of the test events; None holds out mass points of the training sample.
+        n_events: Number of selected training events, and of test events where they are apart.
+        judged: Range of each true mass on which models are judged [GeV].
+        seed: Seed of the simulation; that of separate test events is one more.
+    """
+
+    card: str
+    train: Any
+    test: Any
+    n_events: tuple[int, int]
+    judged: dict[str, tuple[float, float]]
+    seed: int
+
+
+STUDIES = {
+    "plane": Study(
+        card="wino_udd", train="plane", test=None, n_events=(400_000, 20_000), seed=71,
+        judged={"chi20": (400, 650), "chi10": (50, 500)},
+    ),
+    "line": Study(
+        card="wino_udd", train="published_line",
+        test={"chi20": 600, "chi10": list(range(50, 401, 25))}, n_events=(280_000, 15_000),
+        judged={}, seed=73,
+    ),
+    "four_lepton": Study(
+        card="wino_lle", train="published_line",
+        test={"chi20": 1500, "chi10": list(range(50, 501, 25))}, n_events=(100_000, 10_000),
+        judged={}, seed=75,
+    ),
+}  # fmt: skip
+
+
+def samples_of(study: Study, folder: Path, given: Path | None, most: int) -> tuple[Events, Events]:
+    """Returns training and test events; `given` replaces the simulation of the training events."""
+    n_train, n_test = study.n_events
+    if given is not None:
+        sample = mr.load_events(given, partial=True)
+    else:
+        n = n_train if study.test is not None else n_train + n_test
+        sample = mr.simulate(study.card, n, study.train, study.seed, out=folder / "train_events")
+    if study.test is not None:
+        test = mr.simulate(study.card, n_test, study.test, study.seed + 1, out=folder / "test")
+        return sample[:most], judged(study, test)
+    share = min(n_test / len(sample), 0.2)
+    train, test = sample.split("masses", (1 - share, share), seed=study.seed)
+    return train[:most], judged(study, test)
+
+
+def judged(study: Study, events: Events) -> Events:
+    """Keeps the events whose true masses models are judged on."""
+    assert events.masses is not None
+    keep = torch.ones(len(events), dtype=torch.bool)
+    for name, (low, high) in study.judged.items():
+        column = events.masses[:, events.card.mass_names.index(name)]
+        keep &= (column >= low) & (column <= high)
+    return events[keep]
+
+
+def posterior_of(
+    name: str, train: Events, test: Events, folder: Path, arguments: argparse.Namespace
+) -> tuple[Posterior, dict[str, Any]]:
+    """Trains a model, or goes on with its training, and draws its posteriors."""
+    family, _, variant = name.partition(":")
+    place = folder / name.replace(":", "_")
+    record, drawn = place / "record.json", place / "posterior"
+    if record.is_file():
+        return Posterior.load(drawn), json.loads(record.read_text(encoding="utf-8"))
+    recipe = TrainingConfig(
+        max_minutes=arguments.minutes, batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate, seed=arguments.seed, metric_events=2000,
+    )  # fmt: skip
+    model = mr.fit(
+        family, train, preset=arguments.preset, training=recipe, out=place / "model",
+        options=VARIANTS[variant],
+    )  # fmt: skip
+    posterior = mr.reconstruct(model, test, n_samples=arguments.draws, seed=arguments.seed)
+    posterior.save(drawn)
+    history = model.metadata["history"]["records"]
+    found = {
+        "n_train": model.metadata["n_train"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "minutes": round(history[-1]["seconds"] / 60, 1),
+        "threads": torch.get_num_threads(),
+        "epochs": round(history[-1]["epoch"], 2),
+        "validation_loss": [round(r["validation_loss"], 4) for r in history],
+        "seed": arguments.seed,
+        "batch_size": arguments.batch_size,
+        "learning_rate": arguments.learning_rate,
+        "versions": versions("torch"),
+    }
+    write_json(record, found)
+    return posterior, found
+
+
+def results_of(posterior: Posterior) -> dict[str, Any]:
+    """Judges a posterior: efficiencies, coverage, agreement, and the worst cell of the plane."""
+    found = judge(posterior, windows=WINDOWS).to_dict()
+    found.pop("points")
+    masses = list(found["coverage"])
+    if len(masses) > 1:
+        found["cells"] = {m: efficiency_map(posterior, m, WINDOW).to_dict() for m in masses}
+    return found
+
+
+def difference(one: Posterior, other: Posterior, mass: str) -> dict[str, tuple[float, float]]:
+    """Computes by how many points `one` is better, with bootstrap errors over mass points."""
+    group = clusters(one.true_masses())
+    counts = group_sums(torch.ones(len(one), dtype=torch.float64), group)
+    generator = torch.Generator().manual_seed(1)
+    chosen = torch.randint(len(counts), (BOOTSTRAPS, len(counts)), generator=generator)
+    found = {}
+    for own, theirs in (("window", "window"), ("window", "draw")):
+        gain = _hits(one, mass, own) - _hits(other, mass, theirs)
+        sums = group_sums(gain, group)
+        again = sums[chosen].sum(1) / counts[chosen].sum(1)
+        found[f"{own} less {theirs}"] = (100 * float(gain.mean()), 100 * float(again.std()))
+    return found
+
+
+def _hits(posterior: Posterior, mass: str, estimator: str) -> Tensor:
+    samples = posterior.mass_samples()
+    values = est.window(samples, WINDOW) if estimator == "window" else samples[0]
+    i = posterior.mass_index(mass)
+    return ((values[:, i] - posterior.true_masses()[:, i]).abs() < WINDOW).double()
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints the table of a study."""
+    for name, found in results["models"].items():
+        for mass, cells in found["efficiency"].items():
+            if mass not in found["coverage"]:
+                continue
+            own = found["self_consistency"][mass][f"{WINDOW:g}"]
+            row = "  ".join(f"{e} {100 * c[f'{WINDOW:g}']['value']:5.1f}" for e, c in cells.items())
+            print(f"{name:28s} {mass:6s} {row}  predicted {100 * own['predicted']:5.1f}")
+    for name, by_mass in results["differences"].items():
+        for mass, found in by_mass.items():
+            row = "  ".join(f"{k}: {v:+.1f} ± {e:.1f}" for k, (v, e) in found.items())
+            print(f"{results['reference']} against {name}, {mass}: {row} points")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("models", nargs="+", help="families, or family:variant")
+    parser.add_argument("--work", type=Path, required=True, help="folder that is kept")
+    parser.add_argument("--sample", type=Path, help="folder of training events")
+    parser.add_argument("--events", type=int, default=sys.maxsize, help="most training events")
+    parser.add_argument("--minutes", type=float, default=60.0, help="training time of each model")
+    parser.add_argument("--preset", default="full")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--draws", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
+    arguments = parser.parse_args()
+    for name in arguments.models:
+        if name.partition(":")[2] not in VARIANTS:
+            parser.error(f"unknown variant in '{name}': choose from {', '.join(VARIANTS)}")
+    study, folder = STUDIES[arguments.study], arguments.work / arguments.study
+    train, test = samples_of(study, folder, arguments.sample, arguments.events)
+    print(f"{arguments.study}: {len(train):,} training events, {len(test):,} to judge on")
+    posteriors, models = {}, {}
+    for name in arguments.models:
+        posteriors[name], record = posterior_of(name, train, test, folder, arguments)
+        models[name] = record | results_of(posteriors[name])
+    first, *others = arguments.models
+    masses = list(models[first]["coverage"])
+    results = {
+        "command": " ".join(["python", "tests/benchmarks/reconstruction.py", *sys.argv[1:]]),
+        "n_test": len(test),
+        "reference": first,
+        "models": models,
+        "differences": {
+            name: {mass: difference(posteriors[first], posteriors[name], mass) for mass in masses}
+            for name in others
+        },
+    }
+    show(results)
+    if arguments.record:
+        before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+        write_json(RESULTS, before | {arguments.study: results})
+
+
+if __name__ == "__main__":
+    main()
