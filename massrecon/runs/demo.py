@@ -57,7 +57,7 @@ class DemoPlan:
     model: str = "cascade"
     published: str = "barman2025"
     preset: str = "small"
-    max_minutes: float = 1.7
+    max_minutes: float = 1.4
     n_samples: int = 64
     steps: int = 20
 
