@@ -113,15 +113,29 @@ def _hits(
 ) -> Tensor:
     """Returns 1.0 where an estimate is within the window, shape ``(M, E, W, N)``."""
     samples = posterior.mass_samples()
-    rows = []
-    for name in estimators:
-        if name == "window":
-            estimates = [est.window(samples, width) for width in widths]
-        else:
-            estimates = [est.estimate(samples, name)] * len(widths)
-        within = [_within(e, truth, w) for e, w in zip(estimates, widths, strict=True)]
-        rows.append(torch.stack(within))
-    return torch.stack(rows).permute(3, 0, 1, 2).to(torch.float64)
+    rows = [
+        torch.stack([found_within(samples, truth, w, name) for w in widths]) for name in estimators
+    ]
+    return torch.stack(rows).permute(3, 0, 1, 2)
+
+
+def found_within(samples: Tensor, truth: Tensor, width: float, estimator: str) -> Tensor:
+    """Tells which masses an estimator finds within a window around the truth.
+
+    Args:
+        samples: Draws of M masses [GeV], shape ``(S, N, M)``.
+        truth: True masses [GeV], shape ``(N, M)``.
+        width: Half-width of the window [GeV], also of the estimator ``window``.
+        estimator: Name of the estimator.
+
+    Returns:
+        1.0 where it does and 0.0 elsewhere, shape ``(N, M)``.
+    """
+    if estimator == "window":
+        estimates = est.window(samples, width)
+    else:
+        estimates = est.estimate(samples, estimator)
+    return _within(estimates, truth, width).double()
 
 
 def _within(estimate: Tensor, truth: Tensor, width: float) -> Tensor:
@@ -183,15 +197,29 @@ def _self_consistency(
     if posterior.n_draws < 2:
         return None
     samples = posterior.mass_samples()
-    halves = (samples[0::2], samples[1::2])
-    predicted, attained = [], []
-    for width in widths:
-        centres = [est.window(half, width) for half in halves]
-        # each choice is judged by the draws that it was not made on
-        judged = zip(reversed(halves), centres, strict=True)
-        predicted.append(sum(_within(half, c, width).double().mean(0) for half, c in judged) / 2)
-        attained.append(sum(_within(c, truth, width).double() for c in centres) / 2)
-    by_event = torch.stack([torch.stack(predicted), torch.stack(attained)]).permute(0, 3, 1, 2)
+    parts = [torch.stack(predicted_and_attained(samples, truth, width)) for width in widths]
+    by_event = torch.stack(parts, dim=1).permute(0, 3, 1, 2)
     mean, error = mean_with_error(by_event, weight, group)
     _, difference_error = mean_with_error(by_event[0] - by_event[1], weight, group)
     return SelfConsistency(mean[0], mean[1], error[0], error[1], difference_error)
+
+
+def predicted_and_attained(samples: Tensor, truth: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """Compares, event by event, the probability of the best window with whether it holds the truth.
+
+    The window is chosen on one half of the draws and judged by the other, and the other way round.
+
+    Args:
+        samples: Two or more draws of M masses [GeV], shape ``(S, N, M)``.
+        truth: True masses [GeV], shape ``(N, M)``.
+        width: Half-width of the window [GeV].
+
+    Returns:
+        Predicted probability, and how often the two windows hold the truth, each ``(N, M)``.
+    """
+    halves = (samples[0::2], samples[1::2])
+    centres = [est.window(half, width) for half in halves]
+    judged = zip(reversed(halves), centres, strict=True)
+    predicted = [_within(half, centre, width).double().mean(0) for half, centre in judged]
+    attained = [_within(centre, truth, width).double() for centre in centres]
+    return (predicted[0] + predicted[1]) / 2, (attained[0] + attained[1]) / 2

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from massrecon.errors import InputError, unknown_name
 from massrecon.inference import estimators as est
+from massrecon.inference.diagnostics import found_within, predicted_and_attained
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.statistics import (
     MassPoints,
@@ -57,7 +58,7 @@ class EfficiencyMap:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything in plain numbers for JSON; None where there are no events."""
-        found = {
+        content = {
             "mass": self.mass,
             "estimator": self.estimator,
             "window": self.window,
@@ -68,9 +69,9 @@ class EfficiencyMap:
             "attained_error": _numbers(self.attained.error),
         }
         if self.predicted is not None and self.difference_error is not None:
-            found["predicted"] = _numbers(self.predicted)
-            found["difference_error"] = _numbers(self.difference_error)
-        return found
+            content["predicted"] = _numbers(self.predicted)
+            content["difference_error"] = _numbers(self.difference_error)
+        return content
 
 
 def efficiency_map(
@@ -106,10 +107,13 @@ def efficiency_map(
     )
     cell = torch.where((x.index >= 0) & (y.index >= 0), x.index * len(y) + y.index, -1)
     shape = (len(x), len(y))
-    draws = posterior.mass_samples()[..., i]
-    hit = _hits(draws, truth[:, i], window, estimator)
+    draws, own = posterior.mass_samples()[..., [i]], truth[:, [i]]
+    hit = found_within(draws, own, window, estimator)[:, 0]
     sums = [_sums(values, cell, shape) for values in (hit * weight, weight, weight.square())]
-    consistency = _consistency(draws, truth, i, window, weight, cell, shape)
+    consistency = None
+    if len(draws) > 1:
+        predicted, attained = (v[:, 0] for v in predicted_and_attained(draws, own, window))
+        consistency = _consistency(predicted, attained, truth, weight, cell, shape)
     return EfficiencyMap(
         mass=mass,
         estimator=estimator,
@@ -135,15 +139,6 @@ def _varying(mass_names: Sequence[str], truth: Tensor) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def _hits(draws: Tensor, truth: Tensor, window: float, estimator: str) -> Tensor:
-    samples = draws.unsqueeze(-1)
-    if estimator == "window":
-        found = est.window(samples, window)
-    else:
-        found = est.estimate(samples, estimator)
-    return ((found[..., 0] - truth).abs() < window).double()
-
-
 def _sums(values: Tensor, cell: Tensor, shape: tuple[int, int]) -> Tensor:
     """Adds up values ``(N,)`` in each cell."""
     inside = cell >= 0
@@ -152,23 +147,14 @@ def _sums(values: Tensor, cell: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _consistency(
-    draws: Tensor,
+    predicted: Tensor,
+    attained: Tensor,
     truth: Tensor,
-    i: int,
-    window: float,
     weight: Tensor,
     cell: Tensor,
     shape: tuple[int, int],
-) -> tuple[Tensor, Tensor] | None:
-    """Predicts the efficiency of windows in each cell, with the error of predicted - attained."""
-    if len(draws) < 2:
-        return None
-    halves = (draws[0::2], draws[1::2])
-    centres = [est.window(half.unsqueeze(-1), window)[..., 0] for half in halves]
-    judged = list(zip(reversed(halves), centres, strict=True))
-    predicted = sum(((half - c).abs() < window).double().mean(0) for half, c in judged) / 2
-    attained = sum(((c - truth[:, i]).abs() < window).double() for c in centres) / 2
-    assert isinstance(predicted, Tensor)
+) -> tuple[Tensor, Tensor]:
+    """Averages predictions in each cell, with the error of predicted less attained."""
     mean, error = (torch.full(shape, torch.nan, dtype=torch.float64).flatten() for _ in range(2))
     for number in torch.unique(cell[cell >= 0]).tolist():
         rows = cell == number

@@ -25,8 +25,8 @@ from torch import Tensor
 
 import massrecon as mr
 from massrecon.events.container import Events
-from massrecon.inference import estimators as est
 from massrecon.inference.comparison import judge
+from massrecon.inference.diagnostics import found_within
 from massrecon.inference.efficiency_map import efficiency_map
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.statistics import clusters, group_sums
@@ -136,33 +136,37 @@ def posterior_of(
         family, train, preset=arguments.preset, training=recipe, out=place / "model",
         options=VARIANTS[variant],
     )  # fmt: skip
-    posterior = mr.reconstruct(model, test, n_samples=arguments.draws, seed=arguments.seed)
+    posterior = mr.reconstruct(
+        model, test, n_samples=arguments.draws, seed=arguments.seed, steps=arguments.steps
+    )
     posterior.save(drawn)
     history = model.metadata["history"]["records"]
-    found = {
+    account = {
         "n_train": model.metadata["n_train"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "minutes": round(history[-1]["seconds"] / 60, 1),
         "threads": torch.get_num_threads(),
         "epochs": round(history[-1]["epoch"], 2),
         "validation_loss": [round(r["validation_loss"], 4) for r in history],
+        "draws": arguments.draws,
+        "steps": arguments.steps,
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
         "learning_rate": arguments.learning_rate,
         "versions": versions("torch"),
     }
-    write_json(record, found)
-    return posterior, found
+    write_json(record, account)
+    return posterior, account
 
 
 def results_of(posterior: Posterior) -> dict[str, Any]:
     """Judges a posterior: efficiencies, coverage, agreement, and the worst cell of the plane."""
-    found = judge(posterior, windows=WINDOWS).to_dict()
-    found.pop("points")
-    masses = list(found["coverage"])
+    results = judge(posterior, windows=WINDOWS).to_dict()
+    results.pop("points")
+    masses = list(results["coverage"])
     if len(masses) > 1:
-        found["cells"] = {m: efficiency_map(posterior, m, WINDOW).to_dict() for m in masses}
-    return found
+        results["cells"] = {m: efficiency_map(posterior, m, WINDOW).to_dict() for m in masses}
+    return results
 
 
 def difference(one: Posterior, other: Posterior, mass: str) -> dict[str, tuple[float, float]]:
@@ -171,34 +175,32 @@ def difference(one: Posterior, other: Posterior, mass: str) -> dict[str, tuple[f
     counts = group_sums(torch.ones(len(one), dtype=torch.float64), group)
     generator = torch.Generator().manual_seed(1)
     chosen = torch.randint(len(counts), (BOOTSTRAPS, len(counts)), generator=generator)
-    found = {}
+    gains = {}
     for own, theirs in (("window", "window"), ("window", "draw")):
         gain = _hits(one, mass, own) - _hits(other, mass, theirs)
         sums = group_sums(gain, group)
         again = sums[chosen].sum(1) / counts[chosen].sum(1)
-        found[f"{own} less {theirs}"] = (100 * float(gain.mean()), 100 * float(again.std()))
-    return found
+        gains[f"{own} less {theirs}"] = (100 * float(gain.mean()), 100 * float(again.std()))
+    return gains
 
 
 def _hits(posterior: Posterior, mass: str, estimator: str) -> Tensor:
-    samples = posterior.mass_samples()
-    values = est.window(samples, WINDOW) if estimator == "window" else samples[0]
     i = posterior.mass_index(mass)
-    return ((values[:, i] - posterior.true_masses()[:, i]).abs() < WINDOW).double()
+    return found_within(posterior.mass_samples(), posterior.true_masses(), WINDOW, estimator)[:, i]
 
 
 def show(results: dict[str, Any]) -> None:
     """Prints the table of a study."""
-    for name, found in results["models"].items():
-        for mass, cells in found["efficiency"].items():
-            if mass not in found["coverage"]:
+    for name, own in results["models"].items():
+        for mass, cells in own["efficiency"].items():
+            if mass not in own["coverage"]:
                 continue
-            own = found["self_consistency"][mass][f"{WINDOW:g}"]
+            claim = own["self_consistency"][mass][f"{WINDOW:g}"]
             row = "  ".join(f"{e} {100 * c[f'{WINDOW:g}']['value']:5.1f}" for e, c in cells.items())
-            print(f"{name:28s} {mass:6s} {row}  predicted {100 * own['predicted']:5.1f}")
+            print(f"{name:28s} {mass:6s} {row}  predicted {100 * claim['predicted']:5.1f}")
     for name, by_mass in results["differences"].items():
-        for mass, found in by_mass.items():
-            row = "  ".join(f"{k}: {v:+.1f} ± {e:.1f}" for k, (v, e) in found.items())
+        for mass, gains in by_mass.items():
+            row = "  ".join(f"{k}: {v:+.1f} ± {e:.1f}" for k, (v, e) in gains.items())
             print(f"{results['reference']} against {name}, {mass}: {row} points")
 
 
@@ -214,6 +216,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--draws", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=20, help="network evaluations of a draw")
+    parser.add_argument("--tests", type=int, default=sys.maxsize, help="most test events")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
     arguments = parser.parse_args()
@@ -222,6 +226,7 @@ def main() -> None:
             parser.error(f"unknown variant in '{name}': choose from {', '.join(VARIANTS)}")
     study, folder = STUDIES[arguments.study], arguments.work / arguments.study
     train, test = samples_of(study, folder, arguments.sample, arguments.events)
+    test = test[: arguments.tests]
     print(f"{arguments.study}: {len(train):,} training events, {len(test):,} to judge on")
     posteriors, models = {}, {}
     for name in arguments.models:
