@@ -93,6 +93,13 @@ def test_a_study_runs_from_events_to_resolutions(test: str) -> None:
     low, high = bounds.lower.values()
     good = high.isfinite()
     assert bool((low[good] <= high[good] * (1 + 1e-6)).all())
+    rows = {row["variable"]: row for row in study.classical_rows(fits)}
+    assert list(rows) == ["MT2(ab)", "M2CC(ab)", "MT2(b)", "M2CC(b)"]
+    assert [row["ends at"] for row in rows.values()] == [
+        m for m in run.truth.values() for _ in "ab"
+    ]
+    assert rows["M2CC(b)"]["99 % below"] >= rows["MT2(b)"]["99 % below"]
+    assert rows["MT2(b)"]["no solution [%]"] == 0
     found = study.momentum_resolution(fits[0], run.truth)
     assert found["DeeLeMa"]["answered"] == 1.0
     assert 0 < found["M2CC(ab)"]["px"] < 2000

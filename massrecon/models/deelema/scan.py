@@ -8,11 +8,15 @@ further it is off. What is scanned is this tail,
     tail(m) = (largest value) - (value that a share `beyond` of the events exceeds),
 
 of the smallest solvable masses of each species; it has a kink at the true mass, where it is
-smallest. The kink is fitted, and fitted again for samples of events drawn anew.
+smallest. The kink is fitted. Its interval comes from random thirds of the events, fitted likewise:
+the tail ends at a single event, and of such a statistic the ordinary bootstrap, which draws that
+event again in two samples out of three, is far too sure (D. N. Politis and J. P. Romano, Ann.
+Statist. 22 (1994) 2031). In 26 toys of 5,000 events at 700 GeV the mean was 699.8 +- 1.7 GeV, the
+scatter 8.5 GeV, and the intervals held the truth in 77 +- 8 %.
 
 The resolution makes a tail of its own. Where that is longer than what a wrong trial mass adds, the
 kink is gone, and the events do not tell the mass: this is so for the toy of 1000, 800 and 700 GeV
-with momenta smeared by 5 % (without smearing, 10,000 events gave 707, 710 and 704 GeV). A scan that
+with momenta smeared by 5 % (without smearing, 10,000 events gave 710, 713 and 708 GeV). A scan that
 does not rise by a fifth on both sides of its minimum has no value.
 """
 
@@ -34,6 +38,7 @@ _LEAST_POINTS = 7
 _LEAST_EVENTS = 500
 _NEAR = 3
 _LEAST_DEPTH = 0.2
+_SPLIT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +51,9 @@ class TrialMassScan:
         masses: Value that the share `beyond` of the events exceeds, by species [GeV], ``(M,)``: the
             masses of the species at each trial mass, a little low.
         value: Estimate of the mass [GeV]; NaN without a kink.
-        interval: Central 68.3 % range of the bootstrap samples [GeV], together with the value;
+        interval: Central 68.3 % range of the thirds of the events [GeV], together with the value;
             without a kink the whole range of the scan.
-        replicas: Estimates of the bootstrap samples [GeV], shape ``(R,)``.
+        replicas: Estimates from these thirds [GeV], shape ``(R,)``.
         depth: Relative rise of the tail from its minimum to the nearer end of the scan; a scan
             without a kink has a depth near 0.
     """
@@ -80,7 +85,7 @@ def scan_trial_mass(
         ptmiss: Missing transverse momentum [GeV], shape ``(N, 2)``.
         trial_masses: At least 7 trial masses [GeV].
         beyond: Share of the events in the tail.
-        n_bootstrap: Samples for the interval.
+        n_bootstrap: Number of thirds for the interval.
         seed: Their seed.
 
     Raises:
@@ -97,7 +102,7 @@ def scan_trial_mass(
     values = {name: torch.stack([f[name][0] for f in found]) for name in found[0]}
     generator = torch.Generator().manual_seed(seed)
     n = len(visible)
-    rows = [torch.randint(n, (n,), generator=generator) for _ in range(n_bootstrap)]
+    rows = [torch.randperm(n, generator=generator)[: n // _SPLIT] for _ in range(n_bootstrap)]
     tails, masses = _tails(values, beyond)
     drawn = [_tails({k: v[:, r] for k, v in values.items()}, beyond)[0] for r in rows]
     total = _total(tails, tails)

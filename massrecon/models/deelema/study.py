@@ -311,6 +311,36 @@ def classical_bounds(model: DeeLeMa, events: Events) -> Bounds:
     )
 
 
+def classical_rows(fits: Sequence[StudyFit]) -> list[dict[str, Any]]:
+    """Says where MT2 and M2CC of the test events end, for the first fit of each contamination.
+
+    Args:
+        fits: Fits from `run_study`.
+
+    Returns:
+        One row for each contamination and variable: the mass at which it should end, the value that
+        99 % of the events are below [GeV], the share of events above the mass and that without a
+        solution [%].
+    """
+    rows = []
+    for share in dict.fromkeys(fit.contamination for fit in fits):
+        first = next(fit for fit in fits if fit.contamination == share)
+        bounds = classical_bounds(first.model, first.test)
+        heavier_first = TEST_RUNS[first.test_run].truth.values()
+        for variables, mass in zip((bounds.upper, bounds.lower), heavier_first, strict=True):
+            for name, values in variables.items():
+                solved = values[values.isfinite()]
+                rows.append({
+                    "E_C": share,
+                    "variable": name.replace("<sub>", "").replace("</sub>", ""),
+                    "ends at": mass,
+                    "99 % below": round(float(solved.quantile(0.99)), 1),
+                    "above [%]": round(100 * float((solved > mass).double().mean()), 1),
+                    "no solution [%]": round(100 * (1 - len(solved) / len(values)), 1),
+                })  # fmt: skip
+    return rows
+
+
 def text_table(rows: Sequence[dict[str, Any]]) -> str:
     """Writes rows with the same entries as a table of aligned columns.
 
