@@ -15,6 +15,7 @@ from massrecon.events.container import Events
 from massrecon.kinematics import fourvectors as fv
 from massrecon.models import MODELS, MassModel, barman2025, create_model
 from massrecon.models.barman2025 import Barman2025, Barman2025Config
+from tests.weights import stirred
 
 ToyEvents = Callable[..., Events]
 TINY = {
@@ -34,12 +35,7 @@ def tiny(card: ProcessCard, events: Events, seed: int = 0) -> Barman2025:
     model = create_model("barman2025", card, "small", seed=seed, **TINY)
     assert isinstance(model, Barman2025)
     model.fit_scaling(events)
-    # move away from the special initial weights, so that every input matters
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.1 * torch.randn(weight.shape, generator=generator)
-    return model.eval()
+    return stirred(model, seed)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from massrecon.events.card import load_card
 from massrecon.events.container import Events
 from massrecon.inference.mixture import mass_posterior
 from massrecon.kinematics import fourvectors as fv
+from massrecon.kinematics.topology import TopologyError
 from massrecon.models import create_model, load_model
 from massrecon.models.cascade import Cascade, truth
 from massrecon.models.cascade.encoder import PairBias, pair_features
@@ -25,6 +26,7 @@ from massrecon.models.cascade.hypotheses import BINS, HypothesisReader
 from massrecon.models.cascade.model import canonical_frame
 from massrecon.models.training import TrainingConfig
 from tests.conftest import ToyEvents
+from tests.weights import stirred
 
 TINY: dict[str, Any] = {
     "dim": 16, "layers": 1, "heads": 2, "token_hidden": 16, "width": 16, "mass_width": 16,
@@ -37,11 +39,7 @@ def fitted(events: Events, **options: Any) -> Cascade:
     model = create_model("cascade", events.card, seed=1, **{**TINY, **options})
     assert isinstance(model, Cascade)
     model.fit_scaling(events)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.1 * torch.randn(weight.shape, generator=generator)
-    return model.eval()
+    return stirred(model, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +291,10 @@ def test_what_a_mixture_cannot_do_is_said(events: Events) -> None:
         reader.choose_mixture(blind)
     with pytest.raises(ModelError, match="This model is untrained"):
         reader.prepare(events)
+    toys = mr.simulate("antler", 20, progress=False)
+    toys = dataclasses.replace(toys, masses=_masses(toys) * torch.linspace(0.9, 1, 20)[:, None])
+    with pytest.raises(TopologyError, match="To train without .* 'summaries': False"):
+        HypothesisReader(toys.card, 3).choose_mixture(toys)
     same = dataclasses.replace(events, masses=torch.full_like(_masses(events), 300.0))
     with pytest.raises(InputError, match="No mass of 'wino_udd' is unknown"):
         reader.choose_mixture(same)

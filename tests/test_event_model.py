@@ -19,6 +19,7 @@ from massrecon.models.event_model import EventModel
 from massrecon.models.training import TrainingConfig
 from massrecon.models.trees import Trees, TreesHead
 from tests.conftest import ToyEvents
+from tests.weights import stirred
 
 FAMILIES = [name for name in MODELS if name != "barman2025"]
 TINY: dict[str, Any] = {"dim": 16, "layers": 1, "heads": 2, "token_hidden": 16, "width": 16}
@@ -38,11 +39,7 @@ def fitted(name: str, events: Events, **options: Any) -> EventModel:
     if isinstance(model.head, TreesHead):
         data = model.prepare(events)
         model.head.grow(model.targets.encode(data["targets"]), model.encode(data))
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.1 * torch.randn(weight.shape, generator=generator)
-    return model.eval()
+    return stirred(model, seed=2)
 
 
 @pytest.fixture(scope="module")

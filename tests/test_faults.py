@@ -400,5 +400,7 @@ def test_a_lock_on_a_folder_that_was_replaced_is_no_lock(tmp_path: Path) -> None
     with locked(folder):
         folder.rename(tmp_path / "old")
         run("save", folder, 100)
-        with locked(folder):
-            pass
+        with locked(folder):  # the new one is free, and then locked too
+            for place in (folder, tmp_path / "old"):
+                with pytest.raises(StoreError, match="Another process is writing"), locked(place):
+                    pass

@@ -31,7 +31,6 @@ from massrecon.kinematics.mixture_fit import MixtureFit, fit_parameters, mean_lo
 from massrecon.kinematics.mixture_parameters import BARE
 from massrecon.kinematics.mixture_posterior import (
     LEAST_EVIDENCE,
-    MassPosterior,
     summary_names,
 )
 from massrecon.kinematics.mixture_scheme import MassRegion, MassScheme, ResponseTable
@@ -179,33 +178,6 @@ def test_the_vectorised_sum_agrees_with_explicit_matrices() -> None:
         assert np.abs(difference - difference[:1]).max() < 0.05
 
 
-def test_matrices_are_inverted_in_closed_form() -> None:
-    generator = torch.Generator().manual_seed(1)
-    root = torch.randn(50, 4, 4, generator=generator, dtype=torch.float64)
-    matrix = root @ root.mT + 0.1 * torch.eye(4, dtype=torch.float64)
-    entries = [[matrix[:, i, j] for j in range(4)] for i in range(4)]
-    inverse, log_det = algebra.invert(entries)
-    stacked = torch.stack([torch.stack(row, -1) for row in inverse], -2)
-    torch.testing.assert_close(stacked, torch.linalg.inv(matrix))
-    torch.testing.assert_close(log_det, torch.linalg.slogdet(matrix).logabsdet)
-    again = algebra.unpacked(algebra.packed(entries), 4)
-    assert all(torch.equal(again[i][j], entries[i][j]) for i in range(4) for j in range(4))
-
-
-def test_probability_of_a_region_agrees_with_random_points() -> None:
-    mean = [torch.tensor([420.0, 560.0]).double(), torch.tensor([120.0, 400.0]).double()]
-    covariance = torch.tensor([[900.0, 500.0], [500.0, 1600.0]]).double()
-    entries = [[covariance[i, j].expand(2) for j in range(2)] for i in range(2)]
-    region = MassRegion((400.0, 50.0), (650.0, 500.0), (((1.0, -1.0), 150.0),))
-    found = algebra.log_probability(mean, entries, region.rows).exp()
-    generator = torch.Generator().manual_seed(2)
-    noise = torch.randn(400_000, 2, generator=generator, dtype=torch.float64)
-    points = noise @ torch.linalg.cholesky(covariance).T
-    for i in range(2):
-        inside = region.contains(points + torch.stack([m[i] for m in mean])).double().mean()
-        assert abs(float(found[i] - inside)) < 0.015
-
-
 def test_absent_slots_and_the_order_of_jets_do_not_matter() -> None:
     mixture, events = semileptonic(missing={"jet": 1}), random_events(20, 6, seed=8)
     masses = torch.full((20, 1), 170.0, dtype=torch.float64)
@@ -340,25 +312,6 @@ def test_draws_follow_the_density_and_stay_inside(wino) -> None:  # noqa: ANN001
         below = found.marginal(name).cumulative(torch.tensor([560.0 if i == 0 else 220.0]).double())
         share = (draws[..., i] < (560.0 if i == 0 else 220.0)).double().mean(0)
         assert float((below[:, 0] - share).abs().mean()) < 0.03
-
-
-def test_components_outside_the_region_are_drawn_at_its_edge() -> None:
-    region = MassRegion((100.0, 100.0), (200.0, 200.0), (((1.0, -1.0), 20.0),))
-    covariance = torch.tensor([[25.0, 0.0], [0.0, 100.0]]).double()
-    found = MassPosterior(
-        names=("a", "b"),
-        region=region,
-        log_weight=torch.zeros(1, 1).double(),
-        mean=torch.tensor([[[300.0, 150.0]]]).double(),
-        covariance=covariance[None, None],
-        log_inside=torch.zeros(1, 1).double(),
-        log_evidence=torch.zeros(1).double(),
-    )
-    draws = found.sample(500, seed=1)[:, 0]
-    assert bool(region.contains(draws).all())
-    # the tail 100 GeV = 20 widths away falls within 25 / 100 GeV
-    assert 199.5 < float(draws[:, 0].mean()) < 200
-    assert abs(float(draws[:, 1].mean()) - 150) < 2.5
 
 
 def test_summaries_describe_the_marginals(wino) -> None:  # noqa: ANN001

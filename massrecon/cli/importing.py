@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -54,10 +56,7 @@ def import_file(
     """Import the events of a file, checked and selected with a card."""
     from massrecon.events.importers import import_events
 
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: typer.secho(
-            f"Warning: {message}", fg="yellow", err=True
-        )
+    with _warnings_shown():
         sample = import_events(
             file,
             card,
@@ -77,6 +76,16 @@ def import_file(
     made = sample.provenance.get("n_generated")
     truth_text = "with" if sample.partons is not None else "without"
     typer.echo(f"{len(sample)} selected events of {made}, {truth_text} truth, are in {out}")
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """Shows warnings as lines of the command."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: typer.secho(
+            f"Warning: {message}", fg="yellow", err=True
+        )
+        yield
 
 
 def _pairs(options: list[str] | None, name: str) -> list[tuple[str, str]]:

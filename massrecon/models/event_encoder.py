@@ -19,7 +19,7 @@ from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.kinematics import fourvectors as fv
 from massrecon.models.encoder import TransformerEncoder, masked_mean, token_mlp
-from massrecon.models.features import Scaling
+from massrecon.models.features import Scaling, rotate_and_flip
 
 Prepared = dict[str, Tensor]
 
@@ -97,12 +97,12 @@ class EventReader(nn.Module):
 
     def turn(self, batch: Prepared, angle: Tensor, flip: Tensor) -> Prepared:
         """Turns events about the beam by angles ``(N,)`` and flips pz by signs ``(N,)``."""
-        objects = batch["objects"]
-        angle, flip = angle.to(objects), flip.to(objects)
-        turned = fv.rotate_z(objects, angle.unsqueeze(1))
-        px, py, pz, energy = turned.unbind(dim=-1)
-        objects = torch.stack([px, py, flip.unsqueeze(1) * pz, energy], dim=-1)
-        return {**batch, "objects": objects, "ptmiss": fv.rotate_z(batch["ptmiss"], angle)}
+        ptmiss = batch["ptmiss"]
+        return {
+            **batch,
+            "objects": rotate_and_flip(batch["objects"], angle, flip),
+            "ptmiss": fv.rotate_z(ptmiss, angle.to(ptmiss)),
+        }
 
     def features(self, batch: Prepared) -> tuple[Tensor, Tensor]:
         """Computes the features of objects ``(N, K, F)`` and of events ``(N, G)``."""

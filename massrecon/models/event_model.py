@@ -214,7 +214,7 @@ class EventModel(MassModel):
         ):
             draws = Draws.of_block(seed, which, rows, self.device)
             drawn[which, rows] = self.targets.decode(head._draw(context, draws, steps, chosen))
-        return drawn
+        return self.out_of_frame(drawn, events)
 
     @torch.no_grad()
     def log_prob(self, targets: Tensor, events: Events, batch_size: int = 8192) -> Tensor:
@@ -240,6 +240,7 @@ class EventModel(MassModel):
         if head.density == "none":
             return super().log_prob(targets, events)
         values = checked_targets(targets, events, len(self.target_names)).cpu()
+        values = self.into_frame(values, events)
         prepared = self.prepare(events)
         found = torch.empty(values.shape[:2], dtype=torch.float64)
         for which, rows, context in blocks_with_context(
@@ -249,6 +250,14 @@ class EventModel(MassModel):
             density = head.log_prob(self.targets.encode(chunk), context, batch_size=batch_size)
             found[which, rows] = (density + self.targets.log_jacobian(chunk)).cpu().double()
         return found if targets.ndim == 3 else found[0]
+
+    def into_frame(self, targets: Tensor, events: Events) -> Tensor:
+        """Takes targets ``(..., N, R)`` to the frame that `prepare` puts the events into."""
+        return targets
+
+    def out_of_frame(self, targets: Tensor, events: Events) -> Tensor:
+        """Takes targets ``(..., N, R)`` back from the frame that `prepare` puts the events into."""
+        return targets
 
     def _context(self, prepared: Prepared, rows: slice) -> Tensor:
         return self.encode({name: t[rows].to(self.device) for name, t in prepared.items()})

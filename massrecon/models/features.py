@@ -169,10 +169,17 @@ def augment_momenta(*groups: Tensor, generator: torch.Generator) -> tuple[Tensor
     n, device = len(groups[0]), generator.device
     angle = 2 * math.pi * torch.rand(n, generator=generator, device=device)
     flip = 1.0 - 2 * torch.randint(2, (n,), generator=generator, device=device)
-    return tuple(_rotate_and_flip(group, angle, flip) for group in groups)
+    return tuple(rotate_and_flip(group, angle, flip) for group in groups)
 
 
-def _rotate_and_flip(momenta: Tensor, angle: Tensor, flip: Tensor) -> Tensor:
+def rotate_and_flip(momenta: Tensor, angle: Tensor, flip: Tensor) -> Tensor:
+    """Turns momenta about the beam and multiplies pz by a sign.
+
+    Args:
+        momenta: Rows of (px, py, pz, E or m), shape ``(N, ..., 4)``.
+        angle: Angle of each event [rad], shape ``(N,)``.
+        flip: 1 or -1 for each event, shape ``(N,)``.
+    """
     shape = (-1,) + (1,) * (momenta.ndim - 2)
     turned = fv.rotate_z(momenta, angle.to(momenta).view(shape))
     px, py, pz, last = turned.unbind(dim=-1)

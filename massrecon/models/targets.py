@@ -209,14 +209,14 @@ class TargetSpace(nn.Module):
         return torch.stack(columns, dim=-1)
 
     def turn(self, values: Tensor, generator_turn: tuple[Tensor, Tensor]) -> Tensor:
-        """Turns true momenta ``(N, R)`` by angles ``(N,)`` and flips pz by signs ``(N,)``."""
+        """Turns momenta ``(..., N, R)`` by angles ``(N,)`` and flips pz by signs ``(N,)``."""
         if self.choice == "masses" or is_quantity(self.choice):
             return values
         angle, flip = (t.to(values).unsqueeze(-1) for t in generator_turn)
         px, py, pz, m = values.unflatten(-1, (-1, 4)).unbind(dim=-1)
         cos, sin = angle.cos(), angle.sin()
         turned = (cos * px - sin * py, sin * px + cos * py, flip * pz, m)
-        return torch.stack(turned, dim=-1).flatten(1)
+        return torch.stack(turned, dim=-1).flatten(-2)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: object) -> None:
         """Makes room for as many kept columns as the saved targets have."""

@@ -7,13 +7,13 @@ that is finished is not run again; one that was cut off goes on where it stopped
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import massrecon as mr
-from massrecon.inference.comparison import comparison_table, judge
+from massrecon.inference.comparison import Judgement, comparison_table, judge
 from massrecon.models.base import read_header
 from massrecon.provenance import write_json
 from massrecon.runs.notebooks import finished_run, forget_run, run_notebook
@@ -185,8 +185,7 @@ def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path
     published = mr.Posterior.load(out / "reconstruct_published" / "posterior")
     names = summary["model"], summary["published"]["model"]
     judged = {n: judge(p) for n, p in zip(names, (posterior, published), strict=True)}
-    tables = {name: found.efficiency for name, found in judged.items()}
-    table = tables[names[0]]
+    table = judged[names[0]].efficiency
     events = mr.load_events(out / "simulate" / "events")
     histories = [read_header(out / f"train{e}" / "model")["history"] for e in ("", _PUBLISHED)]
     card, varying = posterior.card, _varying(summary)
@@ -200,15 +199,7 @@ def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path
             listing=str(table),
             figures=[figures.efficiency_curve(table, mass=name) for name in varying],
         ),
-        Section(
-            heading=f"Beside the published network, '{names[1]}'",
-            text="Both saw the same events for the same time and are judged on the same held-out "
-            "events. 'draw' is one sample of the posterior, 'window' the centre of its most "
-            "probable window; 'predicted' is what the posterior claims for it, '68 % int.' how "
-            "often its 68 % interval holds the truth. In per cent.",
-            listing="\n\n".join(comparison_table(judged, name, 30.0) for name in varying),
-            figures=[figures.efficiency_by_model(tables, name, 30.0) for name in varying],
-        ),
+        _comparison(judged, varying),
         Section(
             heading="Estimated against true mass",
             figures=[figures.predicted_against_true(posterior, name) for name in varying],
@@ -243,6 +234,20 @@ def _write_report(out: Path, plan: DemoPlan, summary: Mapping[str, Any]) -> Path
     ]
     title = "Masses of new particles from simulated collisions"
     return write_report(out / "report.html", title, _headline(summary), sections)
+
+
+def _comparison(judged: Mapping[str, Judgement], masses: Sequence[str]) -> Section:
+    """Sets the model beside the published one."""
+    tables = {name: found.efficiency for name, found in judged.items()}
+    return Section(
+        heading=f"Beside the published network, '{list(judged)[1]}'",
+        text="Both saw the same events for the same time and are judged on the same held-out "
+        "events. 'draw' is one sample of the posterior, 'window' the centre of its most probable "
+        "window; 'predicted' is what the posterior claims for it, '68 % int.' how often its 68 % "
+        "interval holds the truth. In per cent.",
+        listing="\n\n".join(comparison_table(judged, mass, 30.0) for mass in masses),
+        figures=[figures.efficiency_by_model(tables, mass, 30.0) for mass in masses],
+    )
 
 
 def _account(plan: DemoPlan, summary: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,12 @@ from massrecon.models.cascade.hypotheses import HypothesisReader
 from massrecon.models.cascade.truth import invisible_labels
 from massrecon.models.encoder import EncoderLayer, masked_mean, token_mlp
 from massrecon.models.event_encoder import EncoderConfig, EventReader
-from massrecon.models.features import Scaling
+from massrecon.models.features import Scaling, rotate_and_flip
 from massrecon.models.network import mlp
 
 Given = Literal["nothing", "origins", "neutrinos", "both"]
+Pooling = Literal["attention", "mean"]
 
-_GIVEN = ("nothing", "origins", "neutrinos", "both")
-_POOLINGS = ("attention", "mean")
 _PAIR_FEATURES = 4
 _PAIR_WIDTH = 32
 _QUERIES = 4
@@ -63,7 +62,7 @@ class CascadeEncoderConfig(EncoderConfig):
     pair_bias: bool = True
     hypotheses: int = 16
     summaries: bool = True
-    pooling: Literal["attention", "mean"] = "attention"
+    pooling: Pooling = "attention"
     given: Given = "nothing"
 
     def __post_init__(self) -> None:
@@ -72,8 +71,8 @@ class CascadeEncoderConfig(EncoderConfig):
             if getattr(self, name) < 0:
                 raise InputError(f"'{name}' should not be negative, got {getattr(self, name)}.")
         for name, value, choices in (
-            ("pooling", self.pooling, _POOLINGS),
-            ("truth to be given", self.given, _GIVEN),
+            ("pooling", self.pooling, get_args(Pooling)),
+            ("truth to be given", self.given, get_args(Given)),
         ):
             if value not in choices:
                 raise unknown_name(name, value, choices)
@@ -144,7 +143,7 @@ class CascadeEncoder(EventReader):
         """Turns events about the beam by angles ``(N,)`` and flips pz by signs ``(N,)``."""
         batch = super().turn(batch, angle, flip)
         if "neutrinos" in batch:
-            batch["neutrinos"] = turned(batch["neutrinos"], angle, flip)
+            batch["neutrinos"] = rotate_and_flip(batch["neutrinos"], angle, flip)
         return batch if self.mixture is None else self.mixture.turn(batch, angle, flip)
 
     def fit(self, prepared: Prepared) -> None:
@@ -270,9 +269,3 @@ class MeanPool(nn.Module):
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
         """Maps ``(N, K, dim)`` to ``(N, dim)``."""
         return masked_mean(self.mlp(tokens), present)
-
-
-def turned(p4: Tensor, angle: Tensor, flip: Tensor) -> Tensor:
-    """Turns momenta ``(N, I, 4)`` about the beam by angles ``(N,)``, flips pz by signs ``(N,)``."""
-    px, py, pz, energy = fv.rotate_z(p4, angle.to(p4).unsqueeze(1)).unbind(dim=-1)
-    return torch.stack([px, py, flip.to(p4).unsqueeze(1) * pz, energy], dim=-1)

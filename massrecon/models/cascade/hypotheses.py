@@ -21,7 +21,8 @@ from massrecon.events.container import Events
 from massrecon.kinematics import fourvectors as fv
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_posterior import MassPosterior
-from massrecon.models.features import Scaling
+from massrecon.kinematics.topology import TopologyError
+from massrecon.models.features import Scaling, rotate_and_flip
 from massrecon.models.mixture import detected, mixture_content, mixture_for, mixture_from
 
 BINS = 40
@@ -79,7 +80,13 @@ class HypothesisReader(nn.Module):
             name: (low, high) if high - low > _SMALLEST_SPREAD else 0.5 * (low + high)
             for name, (low, high) in zip(self.card.mass_names, ends, strict=True)
         }
-        mixture = mixture_for(self.card, masses)
+        try:
+            mixture = mixture_for(self.card, masses)
+        except TopologyError as error:
+            raise TopologyError(
+                f"{error} To train without the kinematic mixture, pass "
+                "options={'hypotheses': 0, 'summaries': False}."
+            ) from error
         text = json.dumps(mixture_content(mixture, self.card.name, masses))
         self.content = torch.frombuffer(bytearray(text, "utf-8"), dtype=torch.uint8)
         self._mixture.clear()
@@ -172,10 +179,8 @@ class HypothesisReader(nn.Module):
 
     def turn(self, batch: dict[str, Tensor], angle: Tensor, flip: Tensor) -> dict[str, Tensor]:
         """Turns the momenta of hypotheses about the beam by angles and flips pz by signs."""
-        p4 = batch["hypothesis_momenta"]
-        angle, flip = (t.to(p4)[:, None, None] for t in (angle, flip))
-        px, py, pz, energy = fv.rotate_z(p4, angle).unbind(dim=-1)
-        return {**batch, "hypothesis_momenta": torch.stack([px, py, flip * pz, energy], dim=-1)}
+        turned = rotate_and_flip(batch["hypothesis_momenta"], angle, flip)
+        return {**batch, "hypothesis_momenta": turned}
 
     def fit(self, prepared: dict[str, Tensor]) -> None:
         """Sets the scaling of all features from prepared training events."""

@@ -106,10 +106,9 @@ class Cascade(EventModel):
             batch["neutrinos"] = truth.invisible_momenta(events)
         if not self.config.canonical:
             return batch
-        angle, flip = canonical_frame(events)
-        batch = self.encoder.turn(batch, angle, flip)
+        batch = self.encoder.turn(batch, *canonical_frame(events))
         if "targets" in batch:
-            batch["targets"] = self.targets.turn(batch["targets"], (angle, flip))
+            batch["targets"] = self.into_frame(batch["targets"], events)
         return batch
 
     def augment(self, batch: Prepared, generator: torch.Generator) -> Prepared:
@@ -135,30 +134,18 @@ class Cascade(EventModel):
         losses = [(_cross_entropy(logits, naming) * present).sum(dim=(1, 2)) for naming in namings]
         return torch.stack(losses).amin(dim=0) / present.sum(dim=(1, 2)).clamp_min(1)
 
-    def sample(
-        self,
-        events: Events,
-        n_samples: int,
-        steps: int | None = None,
-        solver: str | None = None,
-        seed: int = 0,
-        batch_size: int = 8192,
-    ) -> Tensor:
-        """Draws targets from the posterior of each event; see `EventModel.sample`."""
-        draws = super().sample(events, n_samples, steps, solver, seed, batch_size)
+    def into_frame(self, targets: Tensor, events: Events) -> Tensor:
+        """Turns targets as `prepare` turns their events."""
         if not self.config.canonical:
-            return draws
-        angle, flip = canonical_frame(events.to("cpu"))
-        return torch.stack([self.targets.turn(draw, (-angle, flip)) for draw in draws])
+            return targets
+        return self.targets.turn(targets, canonical_frame(events))
 
-    def log_prob(self, targets: Tensor, events: Events, batch_size: int = 8192) -> Tensor:
-        """Computes the log-density of targets; see `EventModel.log_prob`."""
-        if self.config.canonical:
-            frame = canonical_frame(events.to("cpu"))
-            rows = targets if targets.ndim == 3 else targets.unsqueeze(0)
-            rows = torch.stack([self.targets.turn(row.cpu(), frame) for row in rows])
-            targets = rows.reshape(targets.shape)
-        return super().log_prob(targets, events, batch_size)
+    def out_of_frame(self, targets: Tensor, events: Events) -> Tensor:
+        """Turns targets back."""
+        if not self.config.canonical:
+            return targets
+        angle, flip = canonical_frame(events)
+        return self.targets.turn(targets, (-angle, flip))
 
 
 def canonical_frame(events: Events) -> tuple[Tensor, Tensor]:
@@ -167,8 +154,9 @@ def canonical_frame(events: Events) -> tuple[Tensor, Tensor]:
     Where an event has none, the missing momentum gives the azimuth and the objects the sign.
 
     Returns:
-        Angles ``(N,)`` [rad] and signs of pz ``(N,)``, float32.
+        Angles ``(N,)`` [rad] and signs of pz ``(N,)``, float32 on the processor.
     """
+    events = events.to("cpu")
     clean = torch.tensor([kind != "jet" for kind in events.card.slot_kinds])
     p4 = torch.where(events.present.unsqueeze(-1), events.p4, 0.0).float()
     everything = torch.cat([events.ptmiss.float(), p4[..., 2].sum(dim=1, keepdim=True)], dim=1)
