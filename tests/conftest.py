@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,3 +106,19 @@ def _by_pt(p4: Tensor, resolution: float, generator: torch.Generator) -> Tensor:
     smeared = fv.from_pxpypzm(torch.cat([p3, torch.zeros_like(p3[..., :1])], -1))
     order = fv.pt(smeared).argsort(dim=1, descending=True)
     return smeared.gather(1, order.unsqueeze(-1).expand_as(smeared))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no 'mount'")
+    if done.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

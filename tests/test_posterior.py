@@ -71,6 +71,28 @@ def test_estimates_and_intervals_have_an_axis_for_the_masses(card: ProcessCard) 
     assert bool(((interval[..., 0] < median) & (median < interval[..., 1])).all())
 
 
+def test_cut_prior_keeps_what_is_inside_and_its_momenta(card: ProcessCard) -> None:
+    full = random_posterior(card, 40, 200)
+    cut = full.within({"chi10": (280.0, 320.0)}, seed=1)
+    before, after = full.mass_samples("chi10"), cut.mass_samples("chi10")
+    inside = (before >= 280) & (before <= 320)
+    assert torch.equal(cut.samples[inside], full.samples[inside])
+    assert float(after.min()) >= 280
+    assert float(after.max()) <= 320
+    event = int(inside.double().mean(0).sub(0.5).abs().argmin())
+    known = {tuple(row) for row in full.samples[inside[:, event], event].tolist()}
+    assert {tuple(row) for row in cut.samples[:, event].tolist()} <= known
+    # the others are drawn from the posterior inside, not piled up anywhere
+    own = before[inside[:, event], event]
+    assert abs(float(after[:, event].mean() - own.mean())) < 4 * float(own.std()) / 10
+    far = full.within({"chi10": (1000.0, 1100.0)})
+    assert bool((far.mass_samples("chi10") == 1000).all())
+    with pytest.raises(InputError, match="The range of 'chi10' is empty: got 5 to 5 GeV"):
+        full.within({"chi10": (5.0, 5.0)})
+    with pytest.raises(InputError, match="Unknown mass 'chi1'"):
+        full.within({"chi1": (5.0, 6.0)})
+
+
 @pytest.mark.parametrize(
     "index", [2, -1, slice(1, 4), [0, 3], np.array([True, False] * 3), torch.tensor([5, 0]), []]
 )

@@ -13,7 +13,9 @@ import typer
 import massrecon
 from massrecon.cli import cards
 from massrecon.cli import events as event_folders
+from massrecon.cli import scan as scans
 from massrecon.cli.importing import import_file
+from massrecon.cli.measuring import measure
 from massrecon.errors import InputError, MassReconError
 
 app = typer.Typer(
@@ -29,7 +31,9 @@ _TERMINATED = 128 + signal.SIGTERM
 
 app.add_typer(cards.app, name="cards")
 app.add_typer(event_folders.app, name="events")
+app.add_typer(scans.app, name="scan")
 app.command("import")(import_file)
+app.command()(measure)
 
 
 def main() -> None:

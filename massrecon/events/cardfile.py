@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from pydantic import BaseModel, ValidationError
 from massrecon.errors import CardError
 
 Location = tuple[str | int, ...]
+
+MOST_CHARACTERS = 1_000_000
+MOST_ENTRIES = 200_000
+"""Longer files, and files with more entries, are none of ours."""
 
 MISSING = "this entry is missing: add it"
 """What is wrong with an entry that is not there."""
@@ -86,14 +91,22 @@ def parse_yaml(text: str, source: str) -> tuple[Any, SourceLines]:
     return content, lines
 
 
-def read_yaml(text: str, source: str) -> tuple[Any, SourceLines, list[str]]:
+def read_yaml(text: str, source: str, what: str = "card") -> tuple[Any, SourceLines, list[str]]:
     """Parses a YAML file like `parse_yaml`, but returns the repeated entries as a list.
 
+    Args:
+        text: The text.
+        source: Name of the file, for messages.
+        what: What it should be, for messages.
+
     Raises:
-        CardError: If the text is no YAML mapping.
+        CardError: If the text is no YAML mapping, or is too large.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise CardError(f"{source}: not a {what}: it has {len(text):,} characters.")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_size(root, f"{source}: not a {what}")
         repeated = [*_repeated_keys(root, source, set())]
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -103,12 +116,30 @@ def read_yaml(text: str, source: str) -> tuple[Any, SourceLines, list[str]]:
         remedy = "check indentation, brackets, quotes and tabs there and just above"
         raise CardError(f"{source}{line}: not valid YAML: {problem}: {remedy}.") from error
     except RecursionError:
-        raise CardError(f"{source}: not a card: its entries are nested too deeply.") from None
+        raise CardError(f"{source}: not a {what}: its entries are nested too deeply.") from None
     except (ValueError, OverflowError, TypeError) as error:
         raise CardError(f"{source}: a value cannot be read: {error}.") from error
     if not isinstance(content, dict) or root is None:
-        raise CardError(f"{source}: a card should be a mapping of names to values.")
+        raise CardError(f"{source}: a {what} should be a mapping of names to values.")
     return content, SourceLines(source, root), repeated
+
+
+def _check_size(root: yaml.Node | None, refusal: str) -> None:
+    """Refuses a file whose aliases, each a copy, multiply its entries."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 1  # an entry that holds itself is refused elsewhere
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            parts = itertools.chain.from_iterable(
+                p if isinstance(p, tuple) else (p,) for p in inner
+            )
+            sizes[id(node)] += sum(size(part) for part in parts)
+        return sizes[id(node)]
+
+    if root is not None and (entries := size(root)) > MOST_ENTRIES:
+        raise CardError(f"{refusal}: it has {entries:,} entries, copies through aliases included.")
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], lines: SourceLines) -> str:

@@ -192,6 +192,40 @@ class Posterior:
             raise unknown_name("mass", mass, self.mass_names)
         return self.mass_names.index(mass)
 
+    def within(self, ranges: Mapping[str, tuple[float, float]], seed: int = 0) -> Posterior:
+        """Cuts the prior of the masses to ranges that are known to hold the truth.
+
+        Draws outside give way to draws of the same event inside, taken at random. Where an event
+        has none inside, the masses of its draws are moved to the nearest ends.
+
+        Args:
+            ranges: Lowest and highest value of masses by name [GeV]; others stay as they are.
+            seed: Seed of the choice.
+
+        Returns:
+            A posterior with as many draws, and without a density.
+
+        Raises:
+            InputError: If a name is unknown or a range is empty.
+        """
+        inside = torch.ones(self.samples.shape[:2], dtype=torch.bool)
+        moved = self.samples.clone()
+        columns = self._mass_columns()
+        for name, (low, high) in ranges.items():
+            column = columns[self.mass_index(name)]
+            if not low < high:
+                raise InputError(f"The range of '{name}' is empty: got {low:g} to {high:g} GeV.")
+            values = self.samples[..., column]
+            inside &= (values >= low) & (values <= high)
+            moved[..., column] = values.clamp(low, high)
+        some = inside.any(dim=0)
+        generator = torch.Generator().manual_seed(seed)
+        share = torch.where(some, inside.double(), 1.0).T
+        chosen = torch.multinomial(share, self.n_draws, replacement=True, generator=generator).T
+        other = self.samples.gather(0, chosen.unsqueeze(-1).expand_as(self.samples))
+        kept = torch.where((inside | ~some).unsqueeze(-1), moved, other)
+        return replace(self, samples=kept, mass_density=None)
+
     def estimate(self, estimator: str = "window", width: float = 30.0) -> Tensor:
         """Estimates the masses of each event.
 

@@ -23,6 +23,8 @@ from massrecon.models.targets import Coordinates, TargetChoice, TargetSpace
 SMALL_ENCODER: Mapping[str, int] = {"dim": 128, "layers": 2, "token_hidden": 256}
 """Sizes of an encoder that learns in minutes, for the preset ``small`` of every family."""
 
+_EVENTS_TO_SCALE = 20_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
@@ -117,16 +119,21 @@ class EventModel(MassModel):
         return prepared
 
     def fit_scaling(self, events: Events) -> None:
-        """Sets the scaling of inputs and targets from training events, and builds the head."""
-        prepared = self.prepare(events)
-        if "targets" not in prepared:
+        """Sets the scaling of inputs and targets from training events, and builds the head.
+
+        Inputs are scaled by what a part of the events, evenly chosen, has.
+        """
+        events = events.to("cpu")
+        truth = self.true_targets(events)
+        if truth is None:
             raise InputError("Training needs events with truth: use simulated events.")
+        targets = self.into_frame(truth, events).float()
         device = self.device
         self.cpu()
-        self.encoder.fit(prepared)
-        self.targets.fit(prepared["targets"])
+        self.encoder.fit(self.prepare(events[:: math.ceil(len(events) / _EVENTS_TO_SCALE)]))
+        self.targets.fit(targets)
         self._build_head()
-        self.trained_head.fit_support(self.targets.encode(prepared["targets"]))
+        self.trained_head.fit_support(self.targets.encode(targets))
         self._adapt_head()
         self.to(device)
 

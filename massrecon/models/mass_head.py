@@ -116,33 +116,58 @@ class MassHead(Head):
 
     def loss(self, x: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
         """Computes the negative log-density of each pair, ``(N,)``; values are moved inside."""
+        return -self._log_prob(self.moved_inside(x), context)
+
+    def moved_inside(self, x: Tensor) -> Tensor:
+        """Moves values ``(..., T)`` outside of the range to its nearest end."""
         inside: list[Tensor] = []
         for j, value in enumerate(x.unbind(dim=-1)):
-            low, high = self._ends(j, inside, value)
+            low, high = self.ends(j, inside, value)
             inside.append(torch.minimum(torch.maximum(value, low), high))
-        return -self._log_prob(torch.stack(inside, dim=-1), context)
+        return torch.stack(inside, dim=-1)
 
     def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         columns = list(x.unbind(dim=-1))
         total = torch.zeros_like(columns[0])
         for j, value in enumerate(columns):
             peaks = self._peaks(j, columns[:j], context)
-            low, high = self._ends(j, columns, value)
+            low, high = self.ends(j, columns, value)
             total = total + _cut_mixture_log_prob(value, *peaks, low, high)
         return total
+
+    def log_prob_on_grid(self, axes: Sequence[Tensor], context: Tensor) -> Tensor:
+        """Computes log p(x | context) on the product of axes, ``(N, G_1, ..., G_T)``.
+
+        The network of a component runs once for each value of the components before it, not once
+        for each point of the grid.
+
+        Args:
+            axes: Values of each component, shapes ``(G_1,)`` to ``(G_T,)``.
+            context: Contexts, shape ``(N, C)``.
+        """
+        total, columns = context.new_zeros(1, len(context)), list[Tensor]()
+        for j, axis in enumerate(axes):
+            low, high = self.ends(j, columns, total)
+            peaks = self._peaks(j, columns, context)
+            found = total + _cut_mixture_log_prob(axis[:, None, None], *peaks, low, high)
+            shape = (len(total), len(axis), len(context))
+            total = found.transpose(0, 1).flatten(0, 1)
+            columns = [c.unsqueeze(1).expand(shape).flatten(0, 1) for c in columns]
+            columns.append(axis[None, :, None].expand(shape).flatten(0, 1))
+        return total.T.reshape(len(context), *(len(axis) for axis in axes))
 
     def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
         columns: list[Tensor] = []
         template = draws.uniform(0, 1)[..., 0]
         for j in range(self.n_targets):
-            low, high = self._ends(j, columns, template)
+            low, high = self.ends(j, columns, template)
             peaks = self._peaks(j, columns, context)
             choice, position = draws.uniform(j, 2).unbind(dim=-1)
             columns.append(_draw_cut_mixture(choice, position, *peaks, low, high))
         return torch.stack(columns, dim=-1)
 
-    def _ends(self, j: int, columns: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns lower and upper end of a component, given the earlier ones."""
+    def ends(self, j: int, columns: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns lower and upper end of component j, given the earlier ones, shaped as `like`."""
         low, high = self.lowest[j].expand_as(like), self.highest[j].expand_as(like)
         earlier = int(self.ceiling_of[j])
         if earlier >= 0:
@@ -178,11 +203,23 @@ def _cut_mixture_log_prob(
     x: Tensor, log_weight: Tensor, centre: Tensor, scale: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
     """Computes the log-density of a mixture of logistic peaks between two ends; -inf outside."""
-    at = (x.unsqueeze(-1) - centre) / scale
-    peak = functional.logsigmoid(at) + functional.logsigmoid(-at) - scale.log()
+    peak = _peak_log_prob(x.unsqueeze(-1), centre, scale)
     inside = _log_mass(low.unsqueeze(-1), high.unsqueeze(-1), centre, scale)
     log_p = torch.logsumexp(log_weight + peak, -1) - torch.logsumexp(log_weight + inside, -1)
     return torch.where((x >= low) & (x <= high), log_p, -math.inf)
+
+
+def cut_peak_log_prob(
+    x: Tensor, centre: Tensor, scale: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """Computes the log-density of one logistic peak between two ends; -inf outside."""
+    log_p = _peak_log_prob(x, centre, scale) - _log_mass(low, high, centre, scale)
+    return torch.where((x >= low) & (x <= high), log_p, -math.inf)
+
+
+def _peak_log_prob(x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    at = (x - centre) / scale
+    return functional.logsigmoid(at) + functional.logsigmoid(-at) - scale.log()
 
 
 def _log_mass(low: Tensor, high: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
@@ -207,13 +244,24 @@ def _draw_cut_mixture(
     shape = (*choice.shape, share.shape[-1])
     k = (share.expand(shape) < choice.unsqueeze(-1)).sum(dim=-1).clamp_max(shape[-1] - 1)
     centre, scale = (
-        t.expand(shape).gather(-1, k.unsqueeze(-1)).squeeze(-1).double() for t in (centre, scale)
+        t.expand(shape).gather(-1, k.unsqueeze(-1)).squeeze(-1) for t in (centre, scale)
     )
+    return draw_cut_peak(position, centre, scale, low, high)
+
+
+def draw_cut_peak(
+    position: Tensor, centre: Tensor, scale: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """Draws from a logistic peak between two ends, by inverting its cumulative distribution.
+
+    All arguments have the same shape; `position` is uniform between 0 and 1.
+    """
     # double precision keeps the tails of a peak that lies outside
+    centre, scale = centre.double(), scale.double()
     ends = [torch.sigmoid((end.double() - centre) / scale) for end in (low, high)]
     level = ends[0] + position.double() * (ends[1] - ends[0])
     drawn = centre + scale * torch.logit(level, eps=1e-15)
-    return torch.minimum(torch.maximum(drawn.to(choice.dtype), low), high)
+    return torch.minimum(torch.maximum(drawn.to(position.dtype), low), high)
 
 
 @dataclass(frozen=True, kw_only=True)

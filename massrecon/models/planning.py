@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +13,12 @@ import torch
 
 from massrecon.models.batches import Batches
 from massrecon.models.devices import chosen_device, use_bf16
-from massrecon.models.recipe import Plan
+from massrecon.models.recipe import Plan, TrainingConfig
 
 RESERVE = 0.05
-"""Share of a wall-clock budget that is left for what the trial steps do not see."""
+"""Share of a budget in time that is left for what the trial steps do not see."""
 
-# most of a wall-clock budget that validations may take
+# most of a budget in time that validations may take
 _VALIDATING = 0.25
 
 
@@ -50,7 +49,8 @@ def make_plan(task: Any, batches: Batches, validate: Callable[[Any], None]) -> P
 
 def _plan_in_time(task: Any, batches: Batches, validate: Callable[[Any], None]) -> Plan:
     """Finds how many steps fit into `max_minutes`, from trial steps and validations on a copy."""
-    started, config = time.monotonic(), task.config
+    config = task.config
+    started = config.now()
     assert config.max_minutes is not None
     budget = 60 * config.max_minutes
     device = chosen_device(config.accelerator)
@@ -60,11 +60,13 @@ def _plan_in_time(task: Any, batches: Batches, validate: Callable[[Any], None]) 
     times: list[float] = []
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         # the first steps are slow: memory is not yet mapped, kernels not yet chosen
-        while len(times) < 8 or (len(times) < 40 and time.monotonic() - started < 0.02 * budget):
-            times.append(_seconds(lambda: _trial_step(trial, optimizer, batches, len(times))))
+        while len(times) < 8 or (len(times) < 40 and config.now() - started < 0.02 * budget):
+            times.append(
+                _seconds(config, lambda: _trial_step(trial, optimizer, batches, len(times)))
+            )
         with torch.no_grad():
-            validation = _seconds(lambda: validate(trial))
-    left = (1 - RESERVE) * budget - (time.monotonic() - started)
+            validation = _seconds(config, lambda: validate(trial))
+    left = (1 - RESERVE) * budget - (config.now() - started)
     most_rounds = max(2, int(_VALIDATING * budget / validation) - 1)
     left -= validation * (min(config.rounds, most_rounds) + 1)
     steps = max(1, int(left / statistics.median(times[3:])))
@@ -83,7 +85,7 @@ def _trial_step(task: Any, optimizer: torch.optim.Optimizer, batches: Batches, n
     float(loss.detach())
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.monotonic()
+def _seconds(config: TrainingConfig, work: Callable[[], None]) -> float:
+    start = config.now()
     work()
-    return time.monotonic() - start
+    return config.now() - start

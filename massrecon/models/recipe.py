@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +26,10 @@ class TrainingConfig:
     rotations about the beam and flips of pz, which are exact symmetries of the collisions.
 
     Attributes:
-        max_minutes: Wall-clock budget [min], turned into a number of steps by timing a few, and
+        max_minutes: Budget in time [min], turned into a number of steps by timing a few, and
             corrected between rounds when the machine turns out faster or slower.
+        clock: Which time `max_minutes` counts: ``"wall"``, or ``"processor"``, that of all cores
+            together, which a busy machine does not change: for comparisons on a shared one.
         max_epochs: Budget in passes over the training events.
         max_steps: Budget in optimiser steps.
         batch_size: Events per step.
@@ -48,6 +51,7 @@ class TrainingConfig:
     max_minutes: float | None = None
     max_epochs: int | None = None
     max_steps: int | None = None
+    clock: Literal["wall", "processor"] = "wall"
     batch_size: int = 128
     learning_rate: float = 3e-3
     warm_up: float = 0.05
@@ -75,10 +79,16 @@ class TrainingConfig:
             raise InputError(
                 f"'precision' should be 'auto', 'bf16' or 'float32', got '{self.precision}'."
             )
+        if self.clock not in ("wall", "processor"):
+            raise InputError(f"'clock' should be 'wall' or 'processor', got '{self.clock}'.")
         if self.seed < 0:
             raise InputError(f"'seed' should not be negative, got {self.seed}.")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.warm_up <= 1:
             raise InputError("'ema_decay' should be in [0, 1) and 'warm_up' in [0, 1].")
+
+    def now(self) -> float:
+        """Reads the clock of the budget [s]."""
+        return time.monotonic() if self.clock == "wall" else time.process_time()
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class TrainingHistory:
     """What happened during a training.
 
     Attributes:
-        records: One dictionary per validation: ``step``, ``epoch``, ``seconds`` of wall time,
+        records: One dictionary per validation: ``step``, ``epoch``, ``seconds`` of the clock,
             ``train_loss`` (mean since the last record), ``validation_loss``, ``learning_rate``
             and ``metrics`` by name.
         total_steps: Number of steps of the plan that was in force at the end.

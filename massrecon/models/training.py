@@ -14,7 +14,6 @@ import logging
 import math
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -174,7 +173,7 @@ class _Rounds(pl.Callback):
     ) -> None:
         self.batches, self.state, self.config = batches, batches.state, batches.config
         self.check, self.averaging, self.folder, self.bar = check, averaging, folder, bar
-        self.started = time.monotonic() - self.state.seconds
+        self.started = self.config.now() - self.state.seconds
         self.round_started = self.trained_until = self.started
         self.round_first_step = self.state.step
         self.train_losses: list[Tensor] = []
@@ -194,11 +193,11 @@ class _Rounds(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock of the round."""
-        self.round_started, self.round_first_step = time.monotonic(), self.state.step
+        self.round_started, self.round_first_step = self.config.now(), self.state.step
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reads the clock when the steps of the round are done."""
-        self.trained_until = time.monotonic()
+        self.trained_until = self.config.now()
 
     def _rate(self, step: int) -> float:
         return learning_rate(self.state.plan.progress(step + 0.5), self.config)
@@ -237,7 +236,7 @@ class _Rounds(pl.Callback):
 
     def _record(self, train_loss: float, validation_loss: float, metrics: dict[str, float]) -> None:
         state = self.state
-        state.seconds = time.monotonic() - self.started
+        state.seconds = self.config.now() - self.started
         record = {
             "step": state.step,
             "epoch": round(state.step / self.batches.steps_per_epoch, 3),
@@ -263,12 +262,12 @@ class _Rounds(pl.Callback):
         trainer.should_stop = state.finished
 
     def _keep_to_the_time(self) -> None:
-        """Makes the plan anew if it would miss the wall-clock budget by more than a little."""
+        """Makes the plan anew if it would miss the budget in time by more than a little."""
         state, config = self.state, self.config
         if config.max_minutes is None:
             return
         budget = (1 - RESERVE) * 60 * config.max_minutes
-        now = time.monotonic()
+        now = self.config.now()
         per_step = (self.trained_until - self.round_started) / (state.step - self.round_first_step)
         checks = state.plan.rounds_left(state.step, config.rounds) * (now - self.trained_until)
         left = budget - (now - self.started) - checks

@@ -176,11 +176,8 @@ def run_notebook(
     papermill = require_extra("papermill", extra="jupyter")
     # its own reading of the parameters, less able than ours, would only warn
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    out.mkdir(parents=True, exist_ok=True)
-    executed, summary = out / path.name, out / "summary.json"
-    for stale in (summary, out / _RECORD):  # a failed run must not leave an older run's numbers
-        stale.unlink(missing_ok=True)
-    started = time.monotonic()
+    executed, started = out / path.name, time.monotonic()
+    start_run(out)
     try:
         papermill.execute_notebook(
             str(path),
@@ -198,10 +195,30 @@ def run_notebook(
             f"Cell [{error.exec_count}] of {path.name} failed with {error.ename}: {error.evalue}\n"
             f"The executed notebook is kept at {executed}."
         ) from error
+    return finish_run(path, checked, out, time.monotonic() - started)
+
+
+def start_run(out: Path) -> None:
+    """Makes the folder of a run; a failed run must not leave an older run's numbers."""
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in (out / "summary.json", out / _RECORD):
+        stale.unlink(missing_ok=True)
+
+
+def finish_run(
+    path: Path, parameters: Mapping[str, Any], out: Path, seconds: float
+) -> dict[str, Any]:
+    """Records a run of a notebook with checked parameters, and returns its summary.
+
+    Raises:
+        RunError: If the notebook wrote no summary.
+    """
+    summary = out / "summary.json"
     if not summary.is_file():
-        raise RunError(f"{path.name} wrote no summary.json: its last cell should. See {executed}.")
-    wall = round(time.monotonic() - started, 1)
-    write_json(out / _RECORD, {**_request(path, checked), "wall_seconds": wall})
+        raise RunError(
+            f"{path.name} wrote no summary.json: its last cell should. See {out / path.name}."
+        )
+    write_json(out / _RECORD, {**_request(path, parameters), "wall_seconds": round(seconds, 1)})
     return json.loads(summary.read_text(encoding="utf-8"))
 
 

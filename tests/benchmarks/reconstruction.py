@@ -8,7 +8,8 @@ judges it on held-out mass points::
 Everything stays in the folder: a run that is cut off goes on where it stopped, the posterior of a
 model that is finished is not drawn again, and models of later runs are compared with earlier ones.
 The table, with the differences to the first model named, goes to ``results/reconstruction.json``
-with ``--record``. Names after a colon are ablations and ceilings, such as ``cascade:no_mixture``.
+with ``--record``. Names after a colon are ablations and ceilings, such as ``cascade:no_mixture`` or
+``cascade:masses_alone+no_pairs``. Time is that of the processor, all cores together.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "no_pairs": {"pair_bias": False},
     "no_hypotheses": {"hypotheses": 0},
+    "no_peaks": {"hypothesis_peaks": False},
     "no_mixture": {"hypotheses": 0, "summaries": False},
     "mean_pooling": {"pooling": "mean"},
     "turned_at_random": {"canonical": False},
@@ -63,7 +65,8 @@ class Study:
         train: Masses of the training events, as in `simulate`.
         test: Masses of the test events; None holds out mass points of the training sample.
         n_events: Number of selected training events, and of test events where they are apart.
-        judged: Range of each true mass on which models are judged [GeV].
+        judged: Range of each true mass on which models are judged [GeV]. The training events reach
+            beyond it; the prior of all posteriors is cut to it.
         seed: Seed of the simulation; that of separate test events is one more.
     """
 
@@ -119,22 +122,35 @@ def judged(study: Study, events: Events) -> Events:
     return events[keep]
 
 
+def options_of(name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the family of a model and what its variants change.
+
+    Raises:
+        KeyError: If there is no such variant.
+    """
+    family, _, variants = name.partition(":")
+    options: dict[str, Any] = {}
+    for variant in variants.split("+"):
+        options |= VARIANTS[variant]
+    return family, options
+
+
 def posterior_of(
     name: str, train: Events, test: Events, folder: Path, arguments: argparse.Namespace
 ) -> tuple[Posterior, dict[str, Any]]:
     """Trains a model, or goes on with its training, and draws its posteriors."""
-    family, _, variant = name.partition(":")
+    family, options = options_of(name)
     place = folder / name.replace(":", "_")
     record, drawn = place / "record.json", place / "posterior"
     if record.is_file():
         return Posterior.load(drawn), json.loads(record.read_text(encoding="utf-8"))
     recipe = TrainingConfig(
-        max_minutes=arguments.minutes, batch_size=arguments.batch_size,
+        max_minutes=arguments.minutes, clock="processor", batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate, seed=arguments.seed, metric_events=2000,
     )  # fmt: skip
     model = mr.fit(
         family, train, preset=arguments.preset, training=recipe, out=place / "model",
-        options=VARIANTS[variant],
+        options=options,
     )  # fmt: skip
     posterior = mr.reconstruct(
         model, test, n_samples=arguments.draws, seed=arguments.seed, steps=arguments.steps
@@ -144,7 +160,7 @@ def posterior_of(
     account = {
         "n_train": model.metadata["n_train"],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "minutes": round(history[-1]["seconds"] / 60, 1),
+        "core_minutes": round(history[-1]["seconds"] / 60, 1),
         "threads": torch.get_num_threads(),
         "epochs": round(history[-1]["epoch"], 2),
         "validation_loss": [round(r["validation_loss"], 4) for r in history],
@@ -211,7 +227,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder that is kept")
     parser.add_argument("--sample", type=Path, help="folder of training events")
     parser.add_argument("--events", type=int, default=sys.maxsize, help="most training events")
-    parser.add_argument("--minutes", type=float, default=60.0, help="training time of each model")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="processor time of each training"
+    )
     parser.add_argument("--preset", default="full")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -222,7 +240,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
     arguments = parser.parse_args()
     for name in arguments.models:
-        if name.partition(":")[2] not in VARIANTS:
+        if not set(name.partition(":")[2].split("+")) <= set(VARIANTS):
             parser.error(f"unknown variant in '{name}': choose from {', '.join(VARIANTS)}")
     study, folder = STUDIES[arguments.study], arguments.work / arguments.study
     train, test = samples_of(study, folder, arguments.sample, arguments.events)
@@ -230,7 +248,8 @@ def main() -> None:
     print(f"{arguments.study}: {len(train):,} training events, {len(test):,} to judge on")
     posteriors, models = {}, {}
     for name in arguments.models:
-        posteriors[name], record = posterior_of(name, train, test, folder, arguments)
+        posterior, record = posterior_of(name, train, test, folder, arguments)
+        posteriors[name] = posterior.within(study.judged)
         models[name] = record | results_of(posteriors[name])
     first, *others = arguments.models
     masses = list(models[first]["coverage"])

@@ -24,6 +24,7 @@ from massrecon.events.container import Events
 from massrecon.kinematics import fourvectors as fv
 from massrecon.models.base import Prepared
 from massrecon.models.cascade.hypotheses import HypothesisReader
+from massrecon.models.cascade.masses import peak_width, triangle_of
 from massrecon.models.cascade.truth import invisible_labels
 from massrecon.models.encoder import EncoderLayer, masked_mean, token_mlp
 from massrecon.models.event_encoder import EncoderConfig, EventReader
@@ -36,7 +37,6 @@ Pooling = Literal["attention", "mean"]
 _PAIR_FEATURES = 4
 _PAIR_WIDTH = 32
 _QUERIES = 4
-_EVENTS_TO_SCALE = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class CascadeEncoderConfig(EncoderConfig):
         joint_layers: Number of further layers in which objects and hypotheses meet.
         pair_bias: Whether masses and distances of pairs steer the attention.
         hypotheses: Number of hypotheses of the kinematic mixture that are read, 0 for none.
+        hypothesis_peaks: Whether each of them is also a peak of the density of the masses.
         summaries: Whether the posterior of the kinematic mixture is read.
         pooling: How tokens become the context: ``"attention"`` or ``"mean"``.
         given: What the network is told of the truth, for the ceiling of what can be known:
@@ -61,6 +62,7 @@ class CascadeEncoderConfig(EncoderConfig):
     joint_layers: int = 1
     pair_bias: bool = True
     hypotheses: int = 16
+    hypothesis_peaks: bool = True
     summaries: bool = True
     pooling: Pooling = "attention"
     given: Given = "nothing"
@@ -81,6 +83,11 @@ class CascadeEncoderConfig(EncoderConfig):
     def reads_mixture(self) -> bool:
         """Whether anything of the kinematic mixture is read."""
         return self.summaries or self.hypotheses > 0
+
+    @property
+    def peaks_of_hypotheses(self) -> bool:
+        """Whether the density of the masses has a peak for each hypothesis."""
+        return self.hypothesis_peaks and self.hypotheses > 0
 
     @property
     def given_origins(self) -> bool:
@@ -123,6 +130,12 @@ class CascadeEncoder(EventReader):
             self.mixture = HypothesisReader(card, max(config.hypotheses, 1))
             self.embed_hypothesis = mlp(self.mixture.width, dim, dim)
             self.embed_summaries = mlp(self.mixture.summary_width, 2 * dim, dim)
+        self.correction, self.n_masses = None, len(card.masses)
+        if config.peaks_of_hypotheses:
+            self.correction = nn.Linear(dim, peak_width(self.n_masses))
+            nn.init.zeros_(self.correction.weight)
+            nn.init.zeros_(self.correction.bias)
+            self.context_dim += config.hypotheses * self.correction.out_features
         self.token_norm = nn.LayerNorm(dim)
         pools = {"attention": AttentionPool, "mean": MeanPool}
         self.pool = pools[config.pooling](*sizes)
@@ -152,8 +165,7 @@ class CascadeEncoder(EventReader):
         self.object_scaling.fit(objects[prepared["present"]])
         self.event_scaling.fit(event)
         if self.pairs is not None:
-            some = slice(0, _EVENTS_TO_SCALE)
-            self.pairs.fit(prepared["objects"][some], prepared["present"][some])
+            self.pairs.fit(prepared["objects"], prepared["present"])
         if self.mixture is not None:
             self.mixture.fit(prepared)
 
@@ -180,7 +192,22 @@ class CascadeEncoder(EventReader):
         for layer in self.joint:
             tokens = layer(tokens, present)
         tokens = self.token_norm(tokens)
-        return self.norm(self.pool(tokens, present)), self.assignment(tokens[:, : self.n_slots])
+        context = self.norm(self.pool(tokens, present))
+        if self.correction is not None:
+            peaks = self._peaks(tokens[:, self.n_slots + 1 :], batch)
+            context = torch.cat([context, peaks.flatten(1)], dim=1)
+        return context, self.assignment(tokens[:, : self.n_slots])
+
+    def _peaks(self, tokens: Tensor, batch: Prepared) -> Tensor:
+        """Corrects what the mixture says of each hypothesis, see `HypothesisMasses`."""
+        assert self.correction is not None
+        m, gaussians = self.n_masses, batch["hypotheses"]
+        place, log_width, correlations, logs = gaussians.split(
+            (m, m, gaussians.shape[-1] - 2 * m - 2, 2), dim=-1
+        )
+        logit = logs[..., :1].masked_fill(~batch["hypothesis_present"].unsqueeze(-1), -torch.inf)
+        given = torch.cat([logit, place, log_width, triangle_of(correlations, m)], dim=-1)
+        return given + self.correction(tokens).float()
 
     def _objects(self, batch: Prepared) -> tuple[Tensor, Tensor]:
         """Embeds the objects and the event, ``(N, K + 1, dim)``, and says which are there."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError
+from massrecon.models.cascade.masses import HypothesisMasses, peak_width
 from massrecon.models.flow_matching import FlowMatchingConfig, FlowMatchingHead
 from massrecon.models.head import Head
 from massrecon.models.mass_head import MassHead, MassHeadConfig
@@ -78,6 +79,9 @@ class SequentialHead(Head):
         context_dim: Number of components of the context.
         config: Sizes.
         mass_columns: Which components are masses.
+        peaks: What `HypothesisMasses` is told where hypotheses are part of the context: their
+            number H, of which mass of the card each component is, and the number of these; None
+            for a free density of the masses.
 
     Attributes:
         masses: The density of the masses.
@@ -94,17 +98,29 @@ class SequentialHead(Head):
         context_dim: int,
         config: SequentialConfig,
         mass_columns: Sequence[int],
+        peaks: tuple[int, Sequence[int], int] | None = None,
     ) -> None:
         super().__init__(n_targets, context_dim)
         self.config = config
         self.mass_columns = list(mass_columns)
         self.other_columns = [i for i in range(n_targets) if i not in self.mass_columns]
         n_masses = len(self.mass_columns)
-        self.masses = MassHead(n_masses, context_dim, config.masses)
+        self.masses: MassHead | HypothesisMasses
+        if peaks is None:
+            self.masses = MassHead(n_masses, context_dim, config.masses)
+        else:
+            context_dim -= peaks[0] * peak_width(peaks[2])
+            self.masses = HypothesisMasses(context_dim, config.masses, *peaks)
+        self.own_dim = context_dim
         self.momenta = None
         if self.other_columns:
             given = context_dim + n_masses * (1 + 2 * _WAVES)
             self.momenta = FlowMatchingHead(len(self.other_columns), given, config.momenta)
+
+    @property
+    def free(self) -> MassHead:
+        """The density of the masses that no hypothesis enters."""
+        return self.masses.free if isinstance(self.masses, HypothesisMasses) else self.masses
 
     def fit_support(self, x: Tensor) -> None:
         """Sets the range of the masses to that of the training values."""
@@ -121,7 +137,7 @@ class SequentialHead(Head):
 
     def _given(self, masses: Tensor, context: Tensor) -> Tensor:
         """Joins contexts ``(N, C)`` with masses ``(..., N, M)`` and their waves."""
-        low, high = self.masses.lowest, self.masses.highest
+        low, high, context = self.free.lowest, self.free.highest, context[..., : self.own_dim]
         place = (masses - low) / (high - low)
         phase = place.unsqueeze(-1) * (math.pi * 2.0 ** torch.arange(_WAVES, device=place.device))
         columns = (2 * place - 1, phase.sin().flatten(-2), phase.cos().flatten(-2))

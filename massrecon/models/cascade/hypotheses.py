@@ -34,7 +34,6 @@ _LEAST_BIN = 1e-2
 _CHUNK = 4096
 _SMALLEST_SPREAD = 1.0  # a mass that varies less among the training events is known [GeV]
 _MOMENTUM_FEATURES = 7
-_EVENTS_TO_SCALE = 50_000
 
 
 class HypothesisReader(nn.Module):
@@ -184,8 +183,7 @@ class HypothesisReader(nn.Module):
 
     def fit(self, prepared: dict[str, Tensor]) -> None:
         """Sets the scaling of all features from prepared training events."""
-        some = {name: prepared[name][:_EVENTS_TO_SCALE] for name in prepared if "hypothes" in name}
-        self.scaling.fit(self._features(some)[some["hypothesis_present"]])
+        self.scaling.fit(self._features(prepared)[prepared["hypothesis_present"]])
         self.summary_scaling.fit(prepared["summaries"])
 
     def features(self, batch: dict[str, Tensor]) -> Tensor:

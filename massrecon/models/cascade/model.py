@@ -16,6 +16,7 @@ from massrecon.models.base import Prepared
 from massrecon.models.cascade import truth
 from massrecon.models.cascade.encoder import CascadeEncoder, CascadeEncoderConfig
 from massrecon.models.cascade.head import SequentialConfig, SequentialHead
+from massrecon.models.cascade.masses import HypothesisMasses
 from massrecon.models.event_model import EventModel, TargetConfig, weighted_mean
 from massrecon.models.mass_head import set_ceilings
 
@@ -64,24 +65,53 @@ class Cascade(EventModel):
     def _build_head(self) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
+            columns, peaks = self._mass_columns(), None
+            if self.config.peaks_of_hypotheses:
+                of_card = [self._mass_of_card(column) for column in columns]
+                peaks = (self.config.hypotheses, of_card, len(self.card.masses))
             self.head = SequentialHead(
-                len(self.targets), self.encoder.context_dim, self.config, self._mass_columns()
+                len(self.targets), self.encoder.context_dim, self.config, columns, peaks
             )
 
     def _mass_columns(self) -> list[int]:
-        """Returns which of the kept targets are masses.
+        """Returns which of the kept targets are masses, those of the card first, in its order.
 
         Raises:
             InputError: If no mass varies.
         """
-        kept = [self.target_names[i] for i in self.targets.kept.tolist()]
-        if masses := [i for i, name in enumerate(kept) if name.endswith("_m")]:
-            return masses
-        raise InputError("No mass varies among the training events: simulate a range of masses.")
+        masses = [i for i, name in enumerate(self._kept_names()) if name.endswith("_m")]
+        if not masses:
+            raise InputError(
+                "No mass varies among the training events: simulate a range of masses."
+            )
+        others = len(self.card.masses)
+        return sorted(masses, key=lambda i: self._mass_of_card(i) % (others + 1))
+
+    def _kept_names(self) -> list[str]:
+        return [self.target_names[i] for i in self.targets.kept.tolist()]
+
+    def _mass_of_card(self, column: int) -> int:
+        """Returns which mass of the card a kept target is, -1 for none."""
+        name = self._kept_names()[column].removesuffix("_m")
+        return self.card.mass_names.index(name) if name in self.card.mass_names else -1
 
     def _adapt_head(self) -> None:
         head = cast(SequentialHead, self.trained_head)
-        set_ceilings(head.masses, self.card, self.targets, head.mass_columns)
+        set_ceilings(head.free, self.card, self.targets, head.mass_columns)
+        if isinstance(head.masses, HypothesisMasses):
+            self._set_range(head.masses, head.mass_columns)
+
+    def _set_range(self, masses: HypothesisMasses, columns: list[int]) -> None:
+        """Tells the peaks of hypotheses where the ends of their range are among the targets."""
+        assert self.encoder.mixture is not None
+        mixture = self.encoder.mixture.mixture
+        ends = zip(mixture.region.low, mixture.region.high, strict=True)
+        range_of = dict(zip(mixture.scheme.names, ends, strict=True))
+        for j, column in enumerate(columns):
+            mass = self._mass_of_card(column)
+            if mass >= 0 and (name := self.card.mass_names[mass]) in range_of:
+                offset, scale = self.targets.offset[column], self.targets.scale[column]
+                masses.range[j] = (torch.tensor(range_of[name]) - offset) / scale
 
     def fit_scaling(self, events: Events) -> None:
         """Chooses the prior of the hypotheses and sets the scaling, from training events."""
@@ -96,7 +126,8 @@ class Cascade(EventModel):
         """
         batch = super().prepare(events)
         events = events.to("cpu")
-        if truth.knows_origins(events):
+        own = events.card.parton_names == self.card.parton_names  # a background decays otherwise
+        if own and truth.knows_origins(events):
             batch["origins"] = truth.origins(events)
         elif self.config.given != "nothing":
             raise InputError(
