@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from massrecon.events.generator import simulate
     from massrecon.events.importers import import_events
     from massrecon.events.store import load_events
+    from massrecon.inference.combination import MassMeasurement, measure
     from massrecon.inference.diagnostics import efficiency
     from massrecon.inference.fitting import fit
     from massrecon.inference.posterior import Posterior, reconstruct
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # imported on first use, so that the command line and the simulation workers start without torch
 _HOME = {
     "Events": "massrecon.events.container",
+    "MassMeasurement": "massrecon.inference.combination",
     "MassModel": "massrecon.models.base",
     "MassReconError": "massrecon.errors",
     "Posterior": "massrecon.inference.posterior",
@@ -45,12 +47,14 @@ _HOME = {
     "load_card": "massrecon.events.card",
     "load_events": "massrecon.events.store",
     "load_model": "massrecon.models.base",
+    "measure": "massrecon.inference.combination",
     "reconstruct": "massrecon.inference.posterior",
     "simulate": "massrecon.events.generator",
 }
 
 __all__ = [
     "Events",
+    "MassMeasurement",
     "MassModel",
     "MassReconError",
     "Posterior",
@@ -62,6 +66,7 @@ __all__ = [
     "load_card",
     "load_events",
     "load_model",
+    "measure",
     "reconstruct",
     "simulate",
 ]

@@ -10,6 +10,7 @@ import massrecon as mr
 
 PUBLIC = {
     "Events",
+    "MassMeasurement",
     "MassModel",
     "MassReconError",
     "Posterior",
@@ -21,6 +22,7 @@ PUBLIC = {
     "load_card",
     "load_events",
     "load_model",
+    "measure",
     "reconstruct",
     "simulate",
 }
@@ -72,6 +74,20 @@ PARAMETERS = {
     ],
     "load_model": ["folder", "device"],
     "reconstruct": ["model", "events", "n_samples", "steps", "solver", "seed", "mass_grid"],
+    "measure": [
+        "source",
+        "events",
+        "prior",
+        "masses",
+        "weights",
+        "training_prior",
+        "calibration",
+        "outliers",
+        "log_term",
+        "step",
+        "n_samples",
+        "seed",
+    ],
     "efficiency": ["posterior", "windows", "estimators", "bins"],
 }
 

@@ -16,7 +16,7 @@ from massrecon.cli import events as event_folders
 from massrecon.cli import scan as scans
 from massrecon.cli.importing import import_file
 from massrecon.cli.measuring import measure
-from massrecon.errors import InputError, MassReconError
+from massrecon.errors import InputError, MassReconError, RunError
 
 app = typer.Typer(
     name="massrecon",
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _STOPPED = "Stopped. Finished parts are kept: the same command goes on."
+_MOST_DIFFERENCES = 20
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -142,6 +143,29 @@ def run(
 
     run_notebook(notebook, _assignments(parameter or [], "-p"), out, progress=not quiet)
     typer.echo(f"Results are in {out}")
+
+
+@app.command()
+def reproduce(
+    summary: Annotated[Path, typer.Argument(help="summary.json of a finished run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new run.")],
+    quiet: Annotated[bool, typer.Option(help="Do not show what the notebook prints.")] = False,
+) -> None:
+    """Run a result again from its own record, and compare the numbers."""
+    from massrecon.runs.reproduce import reproduce as run_again
+
+    found = run_again(summary, out, progress=not quiet)
+    for note in found.notes:
+        typer.echo(f"Note: {note}")
+    if found.identical:
+        typer.echo(f"All {found.compared:,} values are identical.")
+        return
+    for name, (before, after) in list(found.different.items())[:_MOST_DIFFERENCES]:
+        typer.echo(f"{name}: {before} before, {after} now")
+    raise RunError(
+        f"{len(found.different):,} values differ, {found.compared:,} were compared: see "
+        f"{out / 'comparison.json'}."
+    )
 
 
 @app.command()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LOCK",
     "MANIFEST",
+    "SAMPLES",
     "StoreWriter",
     "append_events",
     "checksum",
@@ -50,15 +51,21 @@ __all__ = [
     "read_manifest",
     "refuse_foreign",
     "save_events",
+    "shipped_samples",
     "write_manifest",
     "write_part",
 ]
+
+SAMPLES = Path(__file__).parent / "samples"
+"""Folder of the events that come with massrecon."""
 
 _MAX_READERS = 4
 
 
 def load_events(path: str | Path, partial: bool = False) -> Events:
     """Loads events from a folder of the event store or from a single Parquet file of one.
+
+    A name of one of `shipped_samples` that is no folder stands for events that come with massrecon.
 
     Every file is read once and its checksum compared.
 
@@ -73,6 +80,8 @@ def load_events(path: str | Path, partial: bool = False) -> Events:
     """
     from massrecon.events.container import Events
 
+    if not Path(path).exists() and str(path) in shipped_samples():
+        path = SAMPLES / path
     path = Path(path)
     if path.is_file() and path.suffix == ".parquet":
         part = PartFile.open(path)
@@ -86,6 +95,11 @@ def load_events(path: str | Path, partial: bool = False) -> Events:
         return Events.from_arrays(card, arrays, provenance).validate()
     except InputError as error:
         raise StoreError(f"'{path}': {error}") from error
+
+
+def shipped_samples() -> list[str]:
+    """Returns the names of the events that come with massrecon; `load_events` takes them."""
+    return sorted(path.parent.name for path in SAMPLES.glob(f"*/{MANIFEST}"))
 
 
 def save_events(events: Events, path: str | Path, append: bool = False) -> None:

@@ -11,7 +11,9 @@ import torch
 from massrecon.errors import InputError
 from massrecon.events.container import Events
 from massrecon.inference.diagnostics import efficiency
+from massrecon.inference.novelty import recorded_reference
 from massrecon.inference.posterior import mass_targets, reconstruct
+from massrecon.inference.prior import recorded_prior
 from massrecon.models import create_model
 from massrecon.models.base import MassModel
 from massrecon.models.training import Metric, TrainingConfig, TrainingHistory, train
@@ -41,8 +43,8 @@ def fit(
     """Trains a model on simulated events.
 
     Args:
-        model: Name of the model family, one of `massrecon.models.MODELS`: ``"barman2025"``,
-            ``"diffusion"``, ``"flow_matching"``, ``"flow"``, ``"mass_head"``, ``"vae"``, ``"gan"``
+        model: Name of the model family, one of `massrecon.models.MODELS`: ``"cascade"``,
+            ``"barman2025"``, ``"diffusion"``, ``"flow_matching"``, ``"flow"``, ``"mass_head"``, ``"vae"``, ``"gan"``
             or ``"trees"``.
         events: Training events with truth.
         preset: Size of the network: ``"full"`` is the published one, ``"small"`` trains in minutes.
@@ -77,6 +79,7 @@ def fit(
     history = _train(fitted, events, validation, recipe, out, progress)
     origin = {"preset": preset, "n_train": len(events), "n_validation": len(validation)}
     fitted.metadata = origin | _record(history)
+    fitted.metadata |= recorded_prior(events) | recorded_reference(events)
     if out is not None:
         fitted.save(out)
     return fitted.to(device).eval()

@@ -30,6 +30,8 @@ from massrecon.provenance import replacing_folder, versions
 FORMAT_VERSION = 1
 HEADER_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+SHIPPED = Path(__file__).parent / "weights"
+"""Folder of the models that come with massrecon."""
 
 # what save() itself writes to the header
 _RESERVED = {
@@ -175,11 +177,13 @@ class MassModel(nn.Module, ABC):
                 f"'{self.card.name}' with other slots or targets: pass events of that card."
             )
 
-    def save(self, folder: str | Path, **metadata: Any) -> Path:
+    def save(self, folder: str | Path, half: bool = False, **metadata: Any) -> Path:
         """Saves the model as a folder, completely or not at all.
 
         Args:
             folder: A new or empty folder, or one that holds a saved model, which is replaced.
+            half: Whether to keep the weights in half precision, in half the space; scalings stay
+                in full precision. The loaded model computes in full precision.
             **metadata: Further entries of `metadata`.
 
         Raises:
@@ -190,6 +194,9 @@ class MassModel(nn.Module, ABC):
         _refuse_foreign(folder)
         with replacing_folder(folder) as fresh:
             state = {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}
+            if half:
+                weights = {name for name, _ in self.named_parameters()}
+                state = {k: t.half() if k in weights else t for k, t in state.items()}
             safetensors.torch.save_file(state, fresh / WEIGHTS_FILE)
             header = self._header(sha256_of(fresh / WEIGHTS_FILE), {**self.metadata, **metadata})
             (fresh / HEADER_FILE).write_text(header, encoding="utf-8")
@@ -234,7 +241,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> MassMo
     """Rebuilds a saved model, ready to draw samples.
 
     Args:
-        folder: The folder that `MassModel.save` wrote.
+        folder: The folder that `MassModel.save` wrote, or the name of a model that comes with
+            massrecon, one of `shipped_models`.
         device: Where to put the weights: ``"cpu"``, ``"cuda"``, ``"mps"``.
 
     Raises:
@@ -243,6 +251,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> MassMo
     # the registry imports the model families, which import this module
     from massrecon.models import MODELS
 
+    if not Path(folder).exists() and str(folder) in shipped_models():
+        folder = SHIPPED / str(folder)
     header = read_header(folder)
     if header.get("model") not in MODELS:
         raise ModelError(
@@ -261,6 +271,11 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> MassMo
     return model.to(device).eval()
 
 
+def shipped_models() -> list[str]:
+    """Returns the names of the models that come with massrecon; `load_model` takes them."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{HEADER_FILE}"))
+
+
 def read_header(folder: str | Path) -> dict[str, Any]:
     """Reads and checks ``model.json`` of a saved model: its config, card, metrics and history.
 
@@ -269,7 +284,8 @@ def read_header(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / HEADER_FILE
     if not path.is_file():
-        raise ModelError(f"'{folder}' is not a saved model: it has no {HEADER_FILE}.")
+        known = f" By name there are: {', '.join(shipped_models())}." if shipped_models() else ""
+        raise ModelError(f"'{folder}' is not a saved model: it has no {HEADER_FILE}.{known}")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

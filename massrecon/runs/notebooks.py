@@ -253,10 +253,15 @@ def forget_run(out: str | Path) -> None:
     (Path(out) / _RECORD).unlink(missing_ok=True)
 
 
+def notebook_sha256(notebook: str | Path) -> str:
+    """Returns the SHA-256 checksum of a notebook as hexadecimal digits."""
+    return hashlib.sha256(find_notebook(notebook).read_bytes()).hexdigest()
+
+
 def _request(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "notebook": path.name,
-        "notebook_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "notebook_sha256": notebook_sha256(path),
         "massrecon": massrecon.__version__,
         "parameters": dict(parameters),
     }

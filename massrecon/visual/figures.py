@@ -21,6 +21,13 @@ from massrecon.visual.comparison import (
 )
 from massrecon.visual.distributions import truth_against_generated
 from massrecon.visual.mass_plane import efficiency_maps
+from massrecon.visual.measurement import (
+    growing_region,
+    mass_marginals,
+    mass_region,
+    measurement_pulls,
+    resolution_figure,
+)
 from massrecon.visual.performance import (
     efficiency_by_model,
     efficiency_curve,
@@ -34,6 +41,7 @@ from massrecon.visual.response import (
     object_performance,
     ptmiss_performance,
 )
+from massrecon.visual.scan import scan_curve, scan_map
 from massrecon.visual.single_events import event_posteriors
 from massrecon.visual.surrogate import surrogate_against_simulation
 from massrecon.visual.training import training_curve
@@ -51,14 +59,21 @@ __all__ = [
     "estimates_compared",
     "event_overview",
     "event_posteriors",
+    "growing_region",
     "jet_performance",
     "kink",
     "mass_coverage",
+    "mass_marginals",
+    "mass_region",
+    "measurement_pulls",
     "momentum_correlations",
     "multiplicities",
     "object_performance",
     "predicted_against_true",
     "ptmiss_performance",
+    "resolution_figure",
+    "scan_curve",
+    "scan_map",
     "self_consistency",
     "surrogate_against_simulation",
     "training_curve",

@@ -10,12 +10,15 @@ model that is finished is not drawn again, and models of later runs are compared
 The table, with the differences to the first model named, goes to ``results/reconstruction.json``
 with ``--record``. Names after a colon are ablations and ceilings, such as ``cascade:no_mixture`` or
 ``cascade:masses_alone+no_pairs``. Time is that of the processor, all cores together.
+``--ship NAME`` puts the first model, in half precision and with its results, among those that come
+with massrecon.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +32,11 @@ from massrecon.events.container import Events
 from massrecon.inference.comparison import judge
 from massrecon.inference.diagnostics import found_within
 from massrecon.inference.efficiency_map import efficiency_map
+from massrecon.inference.novelty import recorded_reference
 from massrecon.inference.posterior import Posterior
+from massrecon.inference.prior import recorded_prior
 from massrecon.inference.statistics import clusters, group_sums
+from massrecon.models.base import SHIPPED
 from massrecon.models.training import TrainingConfig
 from massrecon.provenance import versions, write_json
 
@@ -205,6 +211,44 @@ def _hits(posterior: Posterior, mass: str, estimator: str) -> Tensor:
     return found_within(posterior.mass_samples(), posterior.true_masses(), WINDOW, estimator)[:, i]
 
 
+ORIGIN = ("process", "masses", "seed", "settings", "n_generated", "n_selected", "versions")
+LIMITS = (
+    "Trained on Pythia 8 with massrecon's own fast detector, without multiparton interactions, "
+    "pile-up or background; decays are isotropic. Masses outside the range of the training are "
+    "never found. The prior is that of the selected training events."
+)
+
+
+def ship(name: str, folder: Path, results: dict[str, Any], train: Events, study: Study) -> None:
+    """Puts a trained model among those that come with massrecon, with a model card."""
+    model = mr.load_model(folder / "model")
+    assert train.masses is not None
+    ends = zip(train.masses.amin(0).tolist(), train.masses.amax(0).tolist(), strict=True)
+    judged_on = {
+        "n_test": results["n_test"],
+        "prior cut to": {mass: list(ends) for mass, ends in study.judged.items()},
+        "efficiency": results["efficiency"],
+        "coverage": results["coverage"],
+        "self_consistency": results["self_consistency"],
+    }
+    history = model.metadata.pop("history")
+    model.metadata |= recorded_prior(train) | recorded_reference(train)
+    model.save(
+        SHIPPED / name,
+        half=True,
+        training_masses=dict(zip(train.card.mass_names, ends, strict=True)),
+        training_events={key: train.provenance[key] for key in ORIGIN if key in train.provenance},
+        budget={key: results[key] for key in ("core_minutes", "epochs", "batch_size")},
+        validation_loss=results["validation_loss"],
+        training_config=history["config"],
+        git=subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip(),
+        results=judged_on,
+        limits=LIMITS,
+    )
+
+
 def show(results: dict[str, Any]) -> None:
     """Prints the table of a study."""
     for name, own in results["models"].items():
@@ -237,6 +281,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="network evaluations of a draw")
     parser.add_argument("--tests", type=int, default=sys.maxsize, help="most test events")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ship", metavar="NAME", help="name of a model to come with massrecon")
     parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
     arguments = parser.parse_args()
     for name in arguments.models:
@@ -250,7 +295,7 @@ def main() -> None:
     for name in arguments.models:
         posterior, record = posterior_of(name, train, test, folder, arguments)
         posteriors[name] = posterior.within(study.judged)
-        models[name] = record | results_of(posteriors[name])
+        models[name] = record | results_of(posteriors[name]) | {"n_test": len(test)}
     first, *others = arguments.models
     masses = list(models[first]["coverage"])
     results = {
@@ -264,6 +309,10 @@ def main() -> None:
         },
     }
     show(results)
+    if arguments.ship:
+        ship(
+            arguments.ship, folder / first.replace(":", "_"), results["models"][first], train, study
+        )
     if arguments.record:
         before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
         write_json(RESULTS, before | {arguments.study: results})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import queue
 import shutil
 import time
@@ -16,7 +15,12 @@ from typing import Any
 from massrecon.errors import InputError, RunError, require_extra
 from massrecon.events.manifest import locked
 from massrecon.provenance import write_text
-from massrecon.runs.notebooks import check_parameters, find_notebook, notebook_parameters
+from massrecon.runs.notebooks import (
+    check_parameters,
+    find_notebook,
+    notebook_parameters,
+    notebook_sha256,
+)
 from massrecon.runs.scan.catalogue import planned_points, rebuild_catalogue, write_plan
 from massrecon.runs.scan.clusters import ClusterChoice, connected, fair_memory, local_workers
 from massrecon.runs.scan.design import Design, load_design, parameters_of, points_of
@@ -108,7 +112,7 @@ def plan_scan(notebook: str | Path, design: Design | str | Path, out: str | Path
 
 def _copy_of(notebook: Path) -> str:
     """Names the scan's own copy of a notebook; another text of it has another name."""
-    return f"notebooks/{hashlib.sha256(notebook.read_bytes()).hexdigest()[:12]}/{notebook.name}"
+    return f"notebooks/{notebook_sha256(notebook)[:12]}/{notebook.name}"
 
 
 def run_scan(

@@ -1,0 +1,528 @@
+r"""From N events to masses: the product of single likelihoods, on a grid that follows it.
+
+    log p(m | y_1 ... y_N) = log prior(m) + sum_i w_i log[(1 - f) r_i(m) + f] + const,
+
+with r_i(m) = p(m | y_i) / pi(m), in which pi is the density of the selected training events, and f
+the share of events that the densities do not describe (see `massrecon.inference.likelihood`). The
+default f was chosen on pseudo-experiments with a trained model: it costs no resolution and keeps a
+single wrong and sharp density from deciding::
+
+    measurement = massrecon.measure(model, events)
+    print(measurement)
+    measurement.interval(0.68)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from massrecon.errors import InputError, ShapeError, StoreError, unknown_name
+from massrecon.events.container import Events
+from massrecon.inference.densities import GridDensities, MassDensities, densities_of, product_points
+from massrecon.inference.goodness import Goodness, goodness
+from massrecon.inference.gridposterior import ESTIMATORS, Estimator, GridPosterior
+from massrecon.inference.likelihood import (
+    STEP,
+    Calibration,
+    LikelihoodDensities,
+    MassLikelihood,
+    Source,
+    check_axes,
+    checked_prior,
+    log_ratios,
+    training_prior_of,
+    weighted_total,
+    whole_grid,
+)
+from massrecon.inference.prior import TrainingPrior
+from massrecon.inference.refinement import PER_WIDTH, finer_axes, resampled
+from massrecon.kinematics.mixture_scheme import MassRegion
+from massrecon.models.base import MassModel
+from massrecon.provenance import replacing_folder, versions, write_json
+
+OUTLIERS = 0.01
+"""Share of events that are taken to tell nothing of the masses."""
+
+LEVELS = (0.68, 0.95)
+"""Probabilities of the regions and intervals that are quoted."""
+
+LogTerm = Callable[[Tensor], Tensor]
+"""A further term of log L at mass points ``(G, M)``, such as that of the expected rate."""
+
+_SUBSET = 2048  # events that find the place where the posterior is
+_MORE = 16  # times as many events in the next round
+_MANY = 20_000  # events whose log L is a parabola between grid points
+_ROUNDS = 24
+_SIDE_STEP = 3.0  # of the slopes of single events [GeV]
+_EDGE = 0.02  # part of a range that counts as its end
+_MUCH_AT_EDGE = 0.05
+_COARSE = 0.05
+_FORMAT = "massrecon-measurement-1"
+_TENSORS, _DESCRIPTION = "measurement.safetensors", "measurement.json"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MassMeasurement:
+    """The masses that N events agree on, with their uncertainty.
+
+    Attributes:
+        posterior: Joint posterior of the masses, on a grid.
+        goodness: Whether the events fit together.
+        n_events: Number of events.
+        effective_events: (sum w)^2 / sum w^2 of their weights.
+        prior: ``"flat"`` or ``"training"``.
+        outliers: Share of events that were taken to tell nothing.
+        source: What the densities came from.
+        region: Where the masses may lie.
+        grid_error: Relative difference of the norm on every other point of the grid.
+        truth: True masses [GeV], shape ``(M,)``, where the events know them and agree.
+        symbols: Symbols of the masses in HTML, by name, where the process is known.
+        provenance: Where model and events come from.
+    """
+
+    posterior: GridPosterior
+    goodness: Goodness
+    n_events: int
+    effective_events: float
+    prior: str
+    outliers: float
+    source: str
+    region: MassRegion
+    grid_error: float
+    truth: Tensor | None = None
+    symbols: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the M masses."""
+        return self.posterior.names
+
+    def __str__(self) -> str:
+        intervals, best = self.interval(LEVELS[0]).tolist(), self.estimate().tolist()
+        rows = [
+            f"m({name}) = {m:.1f} (+{high - m:.1f} -{m - low:.1f}) GeV"
+            for name, m, (low, high) in zip(self.names, best, intervals, strict=True)
+        ]
+        return f"{', '.join(rows)} at 68 %, from {self.n_events:,} events"
+
+    def estimate(self, estimator: Estimator = "median", width: float = 30.0) -> Tensor:
+        """Returns a point estimate [GeV], shape ``(M,)``: mode, mean, median or window."""
+        return self.posterior.estimate(estimator, width)
+
+    def interval(self, level: float = 0.68) -> Tensor:
+        """Returns the shortest interval of each mass that holds `level`, ``(M, 2)`` [GeV]."""
+        return self.posterior.interval(level)
+
+    def contains(self, masses: Tensor, level: float = 0.68) -> bool:
+        """Tells whether the joint region of `level` holds some masses ``(M,)`` [GeV]."""
+        return bool(self.posterior.level_at(torch.as_tensor(masses).double()) <= level)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know before using the numbers, one sentence each."""
+        found = [
+            f"{share:.0%} of the probability is at the {end} end of the training range of {name} "
+            f"({value:g} GeV): the true mass may lie beyond."
+            for name, end, value, share in _at_edges(self.posterior, self.region)
+        ]
+        p = self.goodness.halves_p
+        if p is not None and p < 0.01:
+            found.append(f"The two halves of the events disagree (p = {p:.2g}).")
+        for name, z in self.goodness.sharpness.items():
+            if z > 3:
+                found.append(f"Densities are too sharp in {name} (z = {z:.1f}): recalibrate.")
+        if self.grid_error > _COARSE:
+            found.append(f"The grid resolves the posterior to {self.grid_error:.1%} only.")
+        if self.source.startswith("Gaussian kernels"):
+            found.append("The densities were estimated from draws.")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the results as plain data: masses in GeV by name."""
+        masses: dict[str, Any] = {}
+        for i, name in enumerate(self.names):
+            own = {kind: float(self.estimate(kind)[i]) for kind in ESTIMATORS}
+            own |= {f"{level:g}": self.interval(level)[i].tolist() for level in LEVELS}
+            masses[name] = own
+        found = {
+            "masses": masses,
+            "correlation": self.posterior.correlation().tolist(),
+            "region_volume": {f"{level:g}": float(self.posterior.area(level)) for level in LEVELS},
+            "n_events": self.n_events,
+            "effective_events": self.effective_events,
+            "prior": self.prior,
+            "outliers": self.outliers,
+            "source": self.source,
+            "grid_error": self.grid_error,
+            "goodness": self.goodness.to_dict(),
+            "notes": self.notes,
+        }
+        if self.truth is not None:
+            found["truth"] = dict(zip(self.names, self.truth.tolist(), strict=True))
+            found["level_of_truth"] = float(self.posterior.level_at(self.truth))
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Writes the measurement to a folder, whole or not at all; read it with `load`."""
+        tensors = {f"axis_{i}": axis for i, axis in enumerate(self.posterior.axes.values())}
+        tensors |= {"log_prob": self.posterior.log_prob, "evidence": self.goodness.evidence}
+        if self.truth is not None:
+            tensors["truth"] = self.truth
+        region = {"low": self.region.low, "high": self.region.high, "gaps": self.region.gaps}
+        description = {
+            "format": _FORMAT,
+            "names": list(self.names),
+            "region": region,
+            "symbols": dict(self.symbols),
+            "results": self.to_dict(),
+            "provenance": dict(self.provenance),
+        }
+        with replacing_folder(path) as folder:
+            kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+            save_file(kept, folder / _TENSORS)
+            write_json(folder / _DESCRIPTION, description)
+
+    @classmethod
+    def load(cls, path: str | Path) -> MassMeasurement:
+        """Reads a measurement that `save` wrote.
+
+        Raises:
+            StoreError: If the folder is missing, foreign or damaged.
+        """
+        folder = Path(path)
+        try:
+            content = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise StoreError(f"'{folder}' does not hold a measurement of this massrecon.")
+            return cls._rebuilt(content, load_file(folder / _TENSORS))
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise StoreError(f"'{folder}' does not hold a whole measurement: {error}") from error
+
+    @classmethod
+    def _rebuilt(cls, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> MassMeasurement:
+        axes = {name: tensors[f"axis_{i}"] for i, name in enumerate(content["names"])}
+        own, region = content["results"], content["region"]
+        fit = own["goodness"]
+        gaps = tuple((tuple(row), minimum) for row, minimum in region["gaps"])
+        return cls(
+            posterior=GridPosterior(axes, tensors["log_prob"]),
+            goodness=Goodness(
+                halves=fit["halves"],
+                halves_p=fit["halves_p"],
+                sharpness=fit["sharpness"],
+                ratio=fit["ratio"],
+                evidence=tensors["evidence"],
+            ),
+            n_events=own["n_events"],
+            effective_events=own["effective_events"],
+            prior=own["prior"],
+            outliers=own["outliers"],
+            source=own["source"],
+            region=MassRegion(tuple(region["low"]), tuple(region["high"]), gaps),
+            grid_error=own["grid_error"],
+            truth=tensors.get("truth"),
+            symbols=content["symbols"],
+            provenance=content["provenance"],
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Sample:
+    """N events whose likelihoods are added up on any axes."""
+
+    densities: MassDensities
+    trained: TrainingPrior
+    weight: Tensor | None
+    calibration: Calibration | None
+    outliers: float
+    log_term: LogTerm | None
+
+    @property
+    def own_axes(self) -> Mapping[str, Tensor] | None:
+        """The axes of densities that are known on a grid only."""
+        if isinstance(self.densities, LikelihoodDensities):
+            return self.densities.table.axes
+        return self.densities.grid.axes if isinstance(self.densities, GridDensities) else None
+
+    def ratios(self, axes: Mapping[str, Tensor], stride: int = 1) -> Any:
+        """Yields log r of every stride-th event, some at a time, with the number of the first."""
+        options = {"calibration": self.calibration, "outliers": self.outliers, "stride": stride}
+        return log_ratios(self.densities, axes, self.trained, **options)
+
+    def halves(self, axes: Mapping[str, Tensor], stride: int = 1) -> Tensor:
+        """Adds up log r of the events with even and with odd number, shape ``(2, G)``."""
+        points = product_points([axes[name] for name in self.densities.names])
+        total = torch.zeros(2, len(points), dtype=torch.float64)
+        for rows, found in self.ratios(axes, stride):
+            weight = None if self.weight is None else self.weight[rows]
+            for half in (0, 1):
+                own = None if weight is None else weight[half::2]
+                total[half] += weighted_total(found[half::2], own)
+        if self.log_term is not None:
+            total += 0.5 * self.log_term(points)
+        return total
+
+
+def measure(
+    source: Source | MassLikelihood,
+    events: Events | None = None,
+    *,
+    prior: Literal["flat", "training"] = "flat",
+    masses: Mapping[str, tuple[float, float]] | None = None,
+    weights: Tensor | None = None,
+    training_prior: TrainingPrior | None = None,
+    calibration: Calibration | None = None,
+    outliers: float = OUTLIERS,
+    log_term: LogTerm | None = None,
+    step: float = STEP,
+    n_samples: int = 512,
+    seed: int = 0,
+) -> MassMeasurement:
+    """Measures masses from events of one process, one event or millions.
+
+    Args:
+        source: A trained model or a kinematic mixture, with `events`; or a posterior, densities or
+            likelihoods of events.
+        events: Reconstructed events, simulated or real. Their truth is kept to be shown beside the
+            result, and not used.
+        prior: Prior of the measurement: ``"flat"`` in the masses, or that of the training events.
+        masses: Ranges of the masses to search [GeV], by name, within the training range.
+        weights: Event weights, shape ``(N,)``; one if not given, whatever the events carry.
+        training_prior: The prior to divide out; None for the one that the model recorded.
+        calibration: A correction of log r, see `massrecon.inference.likelihood.Calibration`.
+        outliers: Share of events that are taken to tell nothing.
+        log_term: A further term of log L, such as that of the expected number of events.
+        step: Distance of the points of the first grid [GeV].
+        n_samples: Number of draws where a density has to be estimated from draws.
+        seed: Seed of these draws.
+
+    Returns:
+        The measurement.
+
+    Raises:
+        InputError: If there are no events, an argument is out of range, the events exclude all
+            masses, or the training prior is not known.
+        ShapeError: If there is not one weight for each event.
+    """
+    if prior not in ("flat", "training"):
+        raise unknown_name("prior", str(prior), ("flat", "training"))
+    sample = _sample(
+        source, events, weights, training_prior, calibration, outliers, log_term, n_samples, seed
+    )
+    region = _searched(sample.trained.region, sample.trained.names, masses)
+    axes, halves = _converged(sample, region, prior, step)
+    posterior = _posterior(sample.trained, region, prior, axes, halves.sum(0))
+    n_events = len(sample.densities)
+    return MassMeasurement(
+        posterior=posterior,
+        goodness=_goodness(sample, posterior, region, halves),
+        n_events=n_events,
+        effective_events=_effective(weights, n_events),
+        prior=prior,
+        outliers=outliers,
+        source=sample.densities.source,
+        region=region,
+        grid_error=_grid_error(posterior),
+        truth=_common_truth(source, events, sample.trained.names),
+        symbols=symbols_of(source, events, sample.trained.names),
+        provenance=_provenance(source, events),
+    )
+
+
+def _sample(
+    source: Source | MassLikelihood,
+    events: Events | None,
+    weights: Tensor | None,
+    training_prior: TrainingPrior | None,
+    calibration: Calibration | None,
+    outliers: float,
+    log_term: LogTerm | None,
+    n_samples: int,
+    seed: int,
+) -> _Sample:
+    """Checks the arguments and builds what is added up."""
+    if isinstance(source, MassLikelihood):
+        training_prior = training_prior or source.prior
+        source = LikelihoodDensities(source)
+    known = training_prior_of(source, training_prior)
+    region = None if known is None else known.region
+    densities = densities_of(source, events, region=region, n_samples=n_samples, seed=seed)
+    if weights is not None:
+        weights = torch.as_tensor(weights, dtype=torch.float64).cpu()
+        if weights.shape != (len(densities),):
+            raise ShapeError(
+                f"'weights' should have shape ({len(densities)},), got {tuple(weights.shape)}."
+            )
+        if not bool(weights.isfinite().all()) or not float(weights.sum()) > 0:
+            raise InputError("'weights' should be finite and add up to a positive number.")
+    return _Sample(
+        densities=densities,
+        trained=checked_prior(densities, known),
+        weight=weights,
+        calibration=calibration,
+        outliers=outliers,
+        log_term=log_term,
+    )
+
+
+def _searched(
+    region: MassRegion, names: tuple[str, ...], masses: Mapping[str, tuple[float, float]] | None
+) -> MassRegion:
+    """Cuts the region of the training events to the ranges that are asked for."""
+    low, high = list(region.low), list(region.high)
+    for name, (first, last) in (masses or {}).items():
+        if name not in names:
+            raise unknown_name("mass", name, names)
+        i = names.index(name)
+        if not region.low[i] - 1e-6 <= first < last <= region.high[i] + 1e-6:
+            raise InputError(
+                f"The range of '{name}' should lie within that of the training events, "
+                f"{region.low[i]:g} to {region.high[i]:g} GeV, got {first:g} to {last:g}: a model "
+                "knows nothing outside; train one on a wider range."
+            )
+        low[i], high[i] = max(first, low[i]), min(last, high[i])
+    return MassRegion(tuple(low), tuple(high), region.gaps)
+
+
+def _converged(
+    sample: _Sample, region: MassRegion, prior: str, step: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Finds axes that resolve the posterior, and log L of both halves on them, ``(2, G)``."""
+    flat = TrainingPrior.flat(sample.trained.names, region)
+    axes = whole_grid(flat, sample.densities, step)
+    if (own := sample.own_axes) is not None:
+        check_axes(own)
+        axes, known = dict(own), sample.halves(own)
+    else:
+        axes, known = _located(sample, region, prior, axes)
+    own, halves = axes, known
+    for _ in range(_ROUNDS):
+        posterior = _posterior(sample.trained, region, prior, axes, halves.sum(0))
+        if (finer := finer_axes(posterior, region, PER_WIDTH)) is None:
+            break
+        axes, halves = finer, resampled(known, own, finer)
+    return axes, halves
+
+
+def _located(
+    sample: _Sample, region: MassRegion, prior: str, axes: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Finds axes near the posterior with the densities themselves: some events first, then all."""
+    n_events = len(sample.densities)
+    per_width = PER_WIDTH if n_events <= _MANY else 1.0
+    stride = max(1, n_events // _SUBSET)
+    for _ in range(_ROUNDS):
+        halves = sample.halves(axes, stride)
+        posterior = _posterior(sample.trained, region, prior, axes, halves.sum(0))
+        finer = finer_axes(posterior, region, per_width)
+        if finer is None and stride == 1:
+            return axes, halves
+        axes, stride = (axes, stride // _MORE or 1) if finer is None else (finer, stride)
+    return axes, sample.halves(axes)
+
+
+def _posterior(
+    trained: TrainingPrior,
+    region: MassRegion,
+    prior: str,
+    axes: Mapping[str, Tensor],
+    log_likelihood: Tensor,
+) -> GridPosterior:
+    points = product_points(list(axes.values()))
+    total = log_likelihood + (trained.log_density(points) if prior == "training" else 0.0)
+    total = torch.where(region.contains(points), total, -torch.inf)
+    return GridPosterior.from_log_likelihood(axes, total)
+
+
+def _goodness(
+    sample: _Sample, posterior: GridPosterior, region: MassRegion, halves: Tensor
+) -> Goodness:
+    """Takes the densities around the measured masses and judges them."""
+    best, axes, steps = posterior.mode().tolist(), {}, []
+    for i, (name, at) in enumerate(zip(posterior.names, best, strict=True)):
+        own = None if sample.own_axes is None else sample.own_axes[name]
+        if own is None:
+            centre = min(max(at, region.low[i] + _SIDE_STEP), region.high[i] - _SIDE_STEP)
+            axes[name] = centre + _SIDE_STEP * torch.tensor([-1.0, 0.0, 1.0]).double()
+        else:
+            nearest = int((own - at).abs().argmin().clamp(1, len(own) - 2))
+            axes[name] = own[nearest - 1 : nearest + 2]
+        steps.append(float(axes[name][1] - axes[name][0]))
+    around = torch.cat([found for _, found in sample.ratios(axes)])
+    tops = []
+    for part in (halves[0], halves[1], halves.sum(0)):
+        tops.append(float(part.amax()))
+    shape = (-1, *[3] * len(axes))
+    found = goodness(
+        posterior.names, (tops[0], tops[1], tops[2]), around.reshape(shape), steps, sample.weight
+    )
+    return found
+
+
+def _grid_error(posterior: GridPosterior) -> float:
+    """Compares the norm on the even and on the odd points of each axis."""
+    grid = posterior.probability().reshape(posterior.shape)
+    worst = 0.0
+    for i in range(grid.ndim):
+        other = grid.sum([j for j in range(grid.ndim) if j != i]) if grid.ndim > 1 else grid
+        worst = max(worst, abs(float(other[::2].sum() - other[1::2].sum())))
+    return worst
+
+
+def _at_edges(posterior: GridPosterior, region: MassRegion) -> list[tuple[str, str, float, float]]:
+    """Lists the ends of the training range that hold much probability."""
+    found = []
+    for i, (name, axis) in enumerate(posterior.axes.items()):
+        density = posterior.marginal(name) * float(axis[1] - axis[0])
+        low, high = region.low[i], region.high[i]
+        room = _EDGE * (high - low)
+        for end, value, near in (
+            ("lower", low, axis < low + room),
+            ("upper", high, axis > high - room),
+        ):
+            share = float(density[near].sum())
+            if share > _MUCH_AT_EDGE:
+                found.append((name, end, value, share))
+    return found
+
+
+def _effective(weights: Tensor | None, n_events: int) -> float:
+    if weights is None:
+        return float(n_events)
+    weight = torch.as_tensor(weights, dtype=torch.float64)
+    return float(weight.sum() ** 2 / weight.square().sum())
+
+
+def _common_truth(source: Any, events: Events | None, names: tuple[str, ...]) -> Tensor | None:
+    """Returns the true masses if all events share them."""
+    card = getattr(events if events is not None else source, "card", None)
+    masses = getattr(events if events is not None else source, "masses", None)
+    if not isinstance(masses, Tensor) or card is None or len(masses) == 0:
+        return None
+    if any(name not in card.mass_names for name in names):
+        return None
+    found = masses[:, [card.mass_names.index(name) for name in names]].double().cpu()
+    return found[0] if bool((found == found[0]).all()) else None
+
+
+def symbols_of(source: Any, events: Events | None, names: Sequence[str]) -> dict[str, str]:
+    """Returns the symbols of masses in HTML, where a card comes with the events or the source."""
+    card = getattr(events if events is not None else source, "card", None)
+    return {} if card is None else {name: card.symbol(name) for name in names}
+
+
+def _provenance(source: Any, events: Events | None) -> dict[str, Any]:
+    own = events.provenance if events is not None else getattr(source, "provenance", {})
+    kept = {name: value for name, value in own.items() if name != "cells"}
+    model = source.name if isinstance(source, MassModel) else type(source).__name__
+    return {"model": model, "events": kept, "versions": versions("torch")}

@@ -1,0 +1,135 @@
+"""Runs a result once more from its own record, and compares.
+
+A run leaves ``run.json`` beside its ``summary.json``: notebook, checksum, parameters, version. On
+the same machine with the same versions and the same number of threads the same seed gives the same
+numbers, but for times and for what a training gets done in a given time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import massrecon
+from massrecon.errors import InputError
+from massrecon.provenance import write_json
+from massrecon.runs.notebooks import find_notebook, notebook_sha256, run_notebook
+
+COMPARISON = "comparison.json"
+
+_OF_THE_MACHINE = ("seconds", "minutes", "versions", "device", "out", "per_second")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two summaries differ.
+
+    Attributes:
+        compared: Number of values that both have.
+        different: By the path of a value: the one of the record and the new one; None for a value
+            that only one of them has.
+        notes: What may explain differences, such as another version.
+    """
+
+    compared: int
+    different: dict[str, tuple[Any, Any]]
+    notes: list[str]
+
+    @property
+    def identical(self) -> bool:
+        """Whether all values are the same."""
+        return not self.different
+
+
+def reproduce(summary: str | Path, out: str | Path, progress: bool = True) -> Comparison:
+    """Runs the notebook of a result again with its parameters, and compares the summaries.
+
+    Values that belong to the machine or the moment (times, versions, device, folders) are left out.
+    The comparison is written to ``comparison.json`` in `out`.
+
+    Args:
+        summary: ``summary.json`` of a run, or the folder that holds it.
+        out: Folder for the new run.
+        progress: Whether to show what the notebook prints.
+
+    Raises:
+        InputError: If there is no record of the run, or `out` is its own folder.
+        RunError: If the notebook fails.
+    """
+    folder = Path(summary).parent if Path(summary).is_file() else Path(summary)
+    record, before = _read(folder / "run.json"), _read(folder / "summary.json")
+    if Path(out).resolve() == folder.resolve():
+        raise InputError(f"'out' is the folder of the result itself, '{out}': choose another.")
+    try:
+        notebook = find_notebook(Path(record["notebook"]).stem)
+    except InputError:  # one of the user's own: the executed copy has the same cells
+        notebook = folder / record["notebook"]
+    parameters = {name: v for name, v in record["parameters"].items() if name != "out"}
+    notes = _notes(record, notebook)
+    after = run_notebook(notebook, parameters, out, progress)
+    found = compare(before, after, notes)
+    write_json(
+        Path(out) / COMPARISON,
+        {"of": str(folder), "compared": found.compared, "identical": found.identical,
+         "different": found.different, "notes": notes},
+    )  # fmt: skip
+    return found
+
+
+def compare(before: Any, after: Any, notes: list[str] | None = None) -> Comparison:
+    """Compares two summaries value by value; a value that is no number equals itself."""
+    one, other = dict(_values(before)), dict(_values(after))
+    both = one.keys() & other.keys()
+    different = {
+        name: (one.get(name), other.get(name))
+        for name in sorted(one.keys() | other.keys())
+        if name not in both or not _same(one[name], other[name])
+    }
+    return Comparison(len(both), different, notes or [])
+
+
+def _values(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Lists all values of a summary that a second run should give again, by their paths."""
+    if isinstance(content, Mapping):
+        for name, inner in content.items():
+            if not any(word in str(name) for word in _OF_THE_MACHINE):
+                yield from _values(inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(content, list):
+        for number, inner in enumerate(content):
+            yield from _values(inner, f"{path}[{number}]")
+    else:
+        yield path, content
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float) and math.isnan(one):
+        return math.isnan(other)
+    return type(one) is type(other) and one == other
+
+
+def _notes(record: Mapping[str, Any], notebook: Path) -> list[str]:
+    notes = []
+    if record.get("massrecon") != massrecon.__version__:
+        notes.append(
+            f"the record is of massrecon {record.get('massrecon')}, this is {massrecon.__version__}"
+        )
+    if record.get("notebook_sha256") != notebook_sha256(notebook):
+        notes.append(f"{record['notebook']} is not the very file that was run")
+    return notes
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"'{path}' cannot be read ({error}): pass the summary.json of a finished "
+            "'massrecon run'."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"'{path}' is no record of a run.")
+    return content

@@ -1,0 +1,500 @@
+"""Do regions hold the true masses as often as they say? Pseudo-experiments over the plane.
+
+Simulates pools of events at mass points between which critical values are found and at other points
+where they are tested, reads them with a trained model, and counts::
+
+    python tests/benchmarks/regions.py MODEL --sample PLANE --work FOLDER --record
+
+PLANE holds the events that the model was trained on and, held out by mass point as in
+``reconstruction.py``, those that its calibration is judged on. Four measurements of N events are
+tested: signal alone; with the jet-energy scale off by a random amount (standard deviation 2 %) and
+profiled; with background and its share profiled; and with both. Everything stays in the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from reconstruction import STUDIES, samples_of
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import massrecon as mr
+from massrecon.events.container import Events
+from massrecon.inference import sbc
+from massrecon.inference.background import BackgroundRatio, mixed
+from massrecon.inference.calibration import (
+    CalibrationReport,
+    calibration_curve,
+    calibration_report,
+)
+from massrecon.inference.griddensity import at_points
+from massrecon.inference.likelihood import MassLikelihood, mass_likelihood, with_outliers
+from massrecon.inference.morphing import DetectorShift, morphed, soft_jet_card
+from massrecon.inference.neyman import NeymanRegions
+from massrecon.inference.prior import TrainingPrior
+from massrecon.inference.pseudo import FARTHEST, experiments, ratio_statistic, totals
+from massrecon.inference.recalibration import ConditionalPIT, Temperature
+from massrecon.inference.statistics import clusters, group_sums
+from massrecon.inference.systematics import MassShift, Systematics, slope_of
+from massrecon.provenance import versions, write_json
+
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+CARD = "wino_udd"
+NAMES = ("chi20", "chi10")
+SIZES = (1, 5, 10, 30)
+LEVELS = (0.68, 0.95)
+JET_SCALE = 0.02  # one standard deviation
+SOFT_PT, SOFT_SLOTS = 18.0, 14
+# a normal distribution of five values: nodes and weights of Gauss and Hermite
+NODES = {"down2": -2.857, "down1": -1.3556, "none": 0.0, "up1": 1.3556, "up2": 2.857}
+PROBABILITIES = {
+    "down2": 0.01126, "down1": 0.22208, "none": 0.53332, "up1": 0.22208, "up2": 0.01126,
+}  # fmt: skip
+OTHERS = {
+    "resolution": DetectorShift(jet_resolution=0.1),
+    "soft": DetectorShift(soft_ptmiss=5.0),
+}
+SIGMAS = {
+    "jet scale": "2 % of the energy of jets",
+    "resolution": "10 % of the resolution of jets",
+    "soft": "5 GeV in each component of ptmiss",
+}
+POOLS: dict[str, tuple[int, int, dict[str, list[int]]]] = {
+    "fit": (36_000, 912, {"chi20": [400, 450, 500, 550, 600, 650],
+                          "chi10": [50, 150, 250, 350, 450]}),
+    "fit_more": (30_000, 902, {"chi20": [350, 420, 490, 560, 630, 700],
+                               "chi10": [30, 130, 230, 330, 430, 530]}),
+    "test": (19_500, 901, {"chi20": [425, 525, 575, 625], "chi10": [100, 200, 300, 400]}),
+    "test_more": (45_000, 921, {"chi20": [425, 525, 575, 625], "chi10": [100, 200, 300, 400]}),
+}  # fmt: skip
+"""Number of events, seed and masses of each pool."""
+STRIDES = {
+    "fit": {"down1": 2, "up1": 2},
+    "fit_more": dict.fromkeys(("down2", "down1", "up1", "up2"), 2),
+}
+JUDGED = (400.0, 650.0)  # of the first mass: the training sample goes 50 GeV further
+BACKGROUNDS = {"background_wh": 903, "background_tth": 904}
+GENERATED = 40_000
+LUMINOSITY = 3000.0
+CUT = -2.0  # on log w
+SHARE = (0.5, 0.1)  # of background among the selected, and how well it is known
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+OUTLIERS = 0.01
+
+
+@dataclasses.dataclass
+class Bench:
+    """A model, its prior, and a folder for everything that is made."""
+
+    model: Any
+    prior: TrainingPrior
+    work: Path
+    ratio: BackgroundRatio
+
+    def pool(self, name: str) -> Events:
+        """Simulates a pool of signal with soft jets, or takes it from the folder."""
+        if (self.work / name / "manifest.json").is_file():
+            return mr.load_events(self.work / name)
+        number, seed, masses = POOLS[name]
+        card = soft_jet_card(mr.load_card(CARD), SOFT_PT, SOFT_SLOTS)
+        return mr.simulate(card, number, masses, seed, workers=1, out=self.work / name)
+
+    def table(self, pool: str, variant: str) -> dict[str, Tensor]:
+        """Reads the events of a pool with the model, as they are or shifted."""
+        path = self.work / "tables" / f"{pool}_{variant}.safetensors"
+        if not path.is_file():
+            events = self.pool(pool)
+            if variant != "none":
+                stride = STRIDES.get(pool, {}).get(variant, 1 if variant.endswith("1") else 4)
+                events = events[torch.arange(len(events)) % stride == 0]
+            events = morphed(events, shift_of(variant), mr.load_card(CARD), seed=5)
+            self.read(events, path)
+        return load_file(path)
+
+    def read(self, events: Events, path: Path) -> None:
+        """Writes log r of every event on the grid, its true masses, and its background weight."""
+        rows = [
+            mass_likelihood(self.model, events[i : i + 2000], prior=self.prior).log_ratio.float()
+            for i in range(0, len(events), 2000)
+        ]
+        content = {"log_ratio": torch.cat(rows), "log_background": self.ratio(events)}
+        if events.masses is not None:
+            content["masses"] = events.masses
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in content.items()}, path)
+        print(f"read {len(events):,} events: {path.name}", flush=True)
+
+
+def shift_of(variant: str) -> DetectorShift:
+    return OTHERS.get(variant) or DetectorShift(jet_scale=JET_SCALE * NODES[variant])
+
+
+def backgrounds(work: Path) -> dict[str, Events]:
+    """Simulates the backgrounds, or takes them from the folder."""
+    found = {}
+    for name, seed in BACKGROUNDS.items():
+        folder = work / name
+        there = (folder / "manifest.json").is_file()
+        found[name] = (
+            mr.load_events(folder)
+            if there
+            else mr.simulate(name, seed=seed, n_generated=GENERATED, workers=1, out=folder)
+        )
+    return found
+
+
+@dataclasses.dataclass
+class Grid:
+    """The mass grid of the tables."""
+
+    axes: list[Tensor]
+    inside: Tensor
+
+    @property
+    def points(self) -> Tensor:
+        return torch.cartesian_prod(*self.axes)
+
+
+def by_point(tables: list[dict[str, Tensor]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Joins tables and splits them by mass point."""
+    joined = {name: torch.cat([t[name] for t in tables]) for name in tables[0]}
+    masses, index = joined["masses"].unique(dim=0, return_inverse=True)
+    return masses, [
+        {name: values[index == i] for name, values in joined.items()} for i in range(len(masses))
+    ]
+
+
+def judged(table: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keeps the events whose masses are away from the edge of the training sample."""
+    heavy = table["masses"][:, 0]
+    keep = (heavy >= JUDGED[0]) & (heavy <= JUDGED[1])
+    return {name: values[keep] for name, values in table.items()}
+
+
+def summed(
+    pools: dict[str, dict[str, Tensor]],
+    background: dict[str, Tensor] | None,
+    size: int,
+    number: int,
+    seed: int,
+) -> Tensor:
+    """Makes pseudo-experiments and adds up their events, profiled over the share, ``(T, G)``.
+
+    Args:
+        pools: Signal of one mass point by the shift of the jets; each experiment has one of them.
+        background: Background events, with probabilities; None for signal alone.
+        size: Events in an experiment.
+        number: Number of experiments.
+        seed: Seed.
+    """
+    generator = torch.Generator().manual_seed(seed + 0x77)
+    odds = torch.tensor([PROBABILITIES[name] if len(pools) > 1 else 1.0 for name in pools])
+    node = torch.multinomial(odds, number, True, generator=generator)
+    n_background = torch.zeros(number, dtype=torch.int64)
+    if background is not None:
+        dice = torch.rand(number, size, generator=generator)
+        n_background = (dice < SHARE[0]).sum(1)
+    parts = []
+    for i, pool in enumerate(pools.values()):
+        here = node == i
+        if bool(here.any()):
+            parts.append(_profiled(pool, background, n_background[here], size, seed + i))
+    return torch.cat(parts)
+
+
+def _profiled(
+    pool: dict[str, Tensor],
+    background: dict[str, Tensor] | None,
+    n_background: Tensor,
+    size: int,
+    seed: int,
+) -> Tensor:
+    """Adds up events of one pool and of the background, with the best share of it."""
+    number = len(n_background)
+    chosen = experiments(len(pool["log_ratio"]), size, number, seed)
+    signal = with_outliers(pool["log_ratio"], OUTLIERS)
+    if background is None:
+        return totals(signal, chosen)
+    other = experiments(len(background["log_ratio"]), size, number, seed, background["weight"])
+    column = torch.arange(size)
+    own = (column >= n_background[:, None]).float()
+    best = torch.full((number, signal.shape[1]), -math.inf)
+    for share in SHARES:
+        total = _counted(mixed(signal, pool["log_background"], share), chosen, own)
+        from_background = mixed(
+            with_outliers(background["log_ratio"], OUTLIERS), background["log_background"], share
+        )
+        total = total + _counted(from_background, other, 1 - own)
+        best = torch.maximum(best, total - 0.5 * ((share - SHARE[0]) / SHARE[1]) ** 2)
+    return best
+
+
+def _counted(table: Tensor, chosen: Tensor, use: Tensor) -> Tensor:
+    counts = table.new_zeros(len(chosen), len(table)).scatter_add_(1, chosen, use.to(table))
+    return counts @ table.clamp_min(FARTHEST)
+
+
+def statistics(
+    masses: Tensor,
+    pools: list[dict[str, dict[str, Tensor]]],
+    background: dict[str, Tensor] | None,
+    systematics: Systematics | None,
+    grid: Grid,
+    number: int,
+    seed: int,
+) -> dict[int, Tensor]:
+    """Computes the test statistic at the truth for each number of events, ``(P, T)``."""
+    found: dict[int, list[Tensor]] = {size: [] for size in SIZES}
+    for size in SIZES:
+        for i, (mass, own) in enumerate(zip(masses, pools, strict=True)):
+            total = summed(own, background, size, number, seed + 1000 * size + 10 * i)
+            if systematics is not None:
+                total = systematics.profiled(total.masked_fill(~grid.inside, -1e6), grid.axes)
+            found[size].append(ratio_statistic(total, grid.axes, grid.inside, mass))
+    return {size: torch.stack(rows) for size, rows in found.items()}
+
+
+def coverage_of(regions: NeymanRegions, masses: Tensor, found: dict[int, Tensor]) -> dict[str, Any]:
+    """Counts how often the true masses are in the regions."""
+    result: dict[str, Any] = {}
+    for size, rows in found.items():
+        rates = torch.stack(
+            [
+                regions.covers(row, mass, size).double().mean(1)
+                for mass, row in zip(masses, rows, strict=True)
+            ]
+        )
+        wilks = torch.stack([(rows <= q).double().mean() for q in (2.279, 5.991)])
+        result[str(size)] = {
+            str(level): {
+                "mean": round(float(rates[:, k].mean()), 4),
+                "error": round(float(rates[:, k].std() / math.sqrt(len(rates))), 4),
+                "lowest": round(float(rates[:, k].min()), 4),
+                "highest": round(float(rates[:, k].max()), 4),
+                "by_point": [round(x, 3) for x in rates[:, k].tolist()],
+                "with_chi_square_quantiles": round(float(wilks[k]), 4),
+                "error_of_log_critical": round(
+                    float(regions.error[k, regions.sizes.index(size)]), 3
+                ),
+            }
+            for k, level in enumerate(LEVELS)
+        }
+        for level, row in result[str(size)].items():
+            print(f"  N = {size:2d}, {level}: {row['mean']:.3f} ± {row['error']:.3f} "
+                  f"({row['lowest']:.2f} to {row['highest']:.2f}), "
+                  f"chi-squared {row['with_chi_square_quantiles']:.3f}", flush=True)  # fmt: skip
+    return result
+
+
+def nuisances(bench: Bench, grid: Grid) -> Systematics:
+    """Measures how the masses move with each nuisance parameter, on the pool for fitting."""
+    masses, nominal = by_point([bench.table("fit", "none")])
+    shifted = {
+        "jet scale": {NODES[n]: by_point([bench.table("fit", n)])[1] for n in ("down1", "up1")},
+        "resolution": {1.0: by_point([bench.table("fit", "resolution")])[1]},
+        "soft": {1.0: by_point([bench.table("fit", "soft")])[1]},
+    }
+    shifts = []
+    for name, samples in shifted.items():
+        measured = [
+            slope_of(
+                with_outliers(own["log_ratio"], OUTLIERS),
+                {d: with_outliers(parts[i]["log_ratio"], OUTLIERS) for d, parts in samples.items()},
+                grid.axes,
+                grid.inside,
+            )
+            for i, own in enumerate(nominal)
+        ]
+        slopes, errors = (torch.stack(column) for column in zip(*measured, strict=True))
+        shifts.append(MassShift.fit(name, SIGMAS[name], masses, slopes, errors))
+    return Systematics(tuple(shifts))
+
+
+def selected_only(pools: list[dict[str, dict[str, Tensor]]]) -> list[dict[str, dict[str, Tensor]]]:
+    """Keeps the events that pass the cut against background."""
+    return [
+        {name: {k: v[t["log_background"] < CUT] for k, v in t.items()} for name, t in own.items()}
+        for own in pools
+    ]
+
+
+def coverage(bench: Bench, grid: Grid, number: int) -> dict[str, Any]:
+    """Tests all four measurements."""
+    fit, test = {}, {}
+    for node in NODES:
+        fit[node] = by_point([judged(bench.table(pool, node)) for pool in ("fit", "fit_more")])
+        test[node] = by_point([bench.table("test", node), bench.table("test_more", node)])
+    systematics = nuisances(bench, grid)
+    scale = Systematics(systematics.shifts[:1])
+    background, shares = background_table(bench)
+    results: dict[str, Any] = {
+        "background": shares,
+        "impacts_at_600_200": dict(
+            zip(systematics.names, systematics.impacts(torch.tensor([600.0, 200.0])).tolist(),
+                strict=True)
+        ),
+        "sizes": {"fit": [len(p["masses"]) for p in fit["none"][1]],
+                  "test": [len(p["masses"]) for p in test["none"][1]]},
+    }  # fmt: skip
+    for name, shifted, mixture in (
+        ("signal", False, False), ("jet_scale", True, False),
+        ("background", False, True), ("background_and_jet_scale", True, True),
+    ):  # fmt: skip
+        print(name, flush=True)
+        used = {}
+        for kind, samples in (("fit", fit), ("test", test)):
+            nodes = list(NODES) if shifted else ["none"]
+            n_points = len(samples["none"][1])
+            pools = [{n: samples[n][1][i] for n in nodes} for i in range(n_points)]
+            pools = selected_only(pools) if mixture else pools
+            path = bench.work / "statistics" / f"{name}_{kind}_{number}.safetensors"
+            if not path.is_file():
+                path.parent.mkdir(exist_ok=True)
+                found = statistics(
+                    samples["none"][0], pools, background if mixture else None,
+                    scale if shifted else None, grid, number, 1 if kind == "fit" else 2,
+                )  # fmt: skip
+                save_file({str(size): rows for size, rows in found.items()}, path)
+            read = load_file(path)
+            used[kind] = {size: read[str(size)] for size in SIZES}
+        regions = NeymanRegions.fit(NAMES, fit["none"][0], used["fit"], LEVELS, origin={"of": name})
+        regions.save(bench.work / f"regions_{name}.json")
+        results[name] = coverage_of(regions, test["none"][0], used["test"])
+    return results
+
+
+def background_table(bench: Bench) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the background with the model, weighted by what is expected, and cut as the signal."""
+    parts, account = [], {}
+    for name, events in backgrounds(bench.work).items():
+        path = bench.work / "tables" / f"{name}.safetensors"
+        if not path.is_file():
+            bench.read(events, path)
+        part = load_file(path)
+        part["log_background"] = bench.ratio.backgrounds[name]  # cross-fitted
+        part["weight"] = events.expected(LUMINOSITY).clamp_min(0)
+        kept = part["log_background"] < CUT
+        account[name] = {
+            "simulated": len(events), "after_cut": int(kept.sum()),
+            "expected": round(float(part["weight"].sum()), 1),
+            "expected_after_cut": round(float(part["weight"][kept].sum()), 2),
+        }  # fmt: skip
+        parts.append({k: v[kept] for k, v in part.items() if k != "masses"})
+    passed = float((bench.ratio.signal < CUT).double().mean())
+    account |= {"separation": bench.ratio.separation, "cut": CUT, "signal_after_cut": passed}
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, account
+
+
+def calibration(bench: Bench, held_out: Events, draws: int) -> dict[str, Any]:
+    """Tests the posterior of held-out events before and after it is recalibrated on one half."""
+    path = bench.work / "tables" / "held_out.safetensors"
+    if not path.is_file():
+        bench.read(held_out, path)
+    table = load_file(path)
+    like = mass_likelihood(bench.model, held_out[:2], prior=bench.prior)
+    likelihood = MassLikelihood(
+        axes=like.axes, inside=like.inside, log_ratio=table["log_ratio"], prior=bench.prior
+    )
+    group = torch.unique(table["masses"], dim=0, return_inverse=True)[1]
+    half = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(3)) % 2
+    first, second = (half[group] == 0).nonzero()[:, 0], (half[group] == 1).nonzero()[:, 0]
+    temperature = Temperature.fit(likelihood[first], table["masses"][first])
+    posterior = mr.reconstruct(bench.model, held_out, n_samples=draws, steps=4, seed=3)
+    bending = ConditionalPIT.fit(posterior[first])
+    cooled = likelihood[second].calibrated(temperature)
+    masses = table["masses"][second]
+    before, after = posterior[second], bending(posterior[second])
+    return {
+        "n_fit": len(first), "n_test": len(second), "draws": draws,
+        "temperature": {"value": temperature.value, "error": temperature.error},
+        "joint_density": {
+            "before": joint(likelihood[second], masses), "after_temperature": joint(cooled, masses),
+        },
+        "marginals": {
+            "before": account_of(calibration_report(before)),
+            "after_bending": account_of(calibration_report(after)),
+        },
+        "log_score": {
+            "before": scored(likelihood[second], masses),
+            "after_temperature": scored(cooled, masses),
+        },
+    }  # fmt: skip
+
+
+def joint(likelihood: MassLikelihood, masses: Tensor) -> dict[str, Any]:
+    """Measures the expected coverage of regions of highest posterior density."""
+    log_p = likelihood.log_ratio + likelihood.prior.log_density(likelihood.points)
+    at_truth = at_points(list(likelihood.axes.values()), log_p, masses)
+    values = sbc.density_values(log_p[:, likelihood.inside], at_truth)
+    curve = calibration_curve(values, clusters(masses))
+    shares = {str(c): [round(x, 4) for x in curve.at(c)] for c in (0.38, 0.5, 0.68, 0.9, 0.95)}
+    return {"p_value": curve.p_value, "coverage_and_error": shares}
+
+
+def scored(likelihood: MassLikelihood, masses: Tensor) -> dict[str, float]:
+    """Averages log r at the truth: the larger the better."""
+    found = at_points(list(likelihood.axes.values()), likelihood.log_ratio, masses).clamp_min(-20)
+    group = clusters(masses)
+    error = group_sums(found - found.mean(), group).square().sum().sqrt() / len(found)
+    return {"mean": float(found.mean()), "error": float(error)}
+
+
+def account_of(report: CalibrationReport) -> dict[str, Any]:
+    """Returns what a table needs of a report."""
+    account: dict[str, Any] = {"tarp_p_value": report.tarp.p_value}
+    for mass in report.mass_names:
+        curve, histogram = report.central[mass], report.ranks[mass]
+        account[mass] = {
+            "rank_p_value": report.rank_curves[mass].p_value,
+            "central_p_value": curve.p_value,
+            "central_68": [round(x, 4) for x in curve.at(0.68)],
+            "central_95": [round(x, 4) for x in curve.at(0.95)],
+            "slope": [histogram.slope, histogram.slope_error],
+            "spread": [histogram.spread, histogram.spread_error],
+        }
+    return account
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("model", type=Path, help="folder of a trained model of the plane")
+    parser.add_argument("--sample", type=Path, required=True, help="events it was trained on")
+    parser.add_argument("--work", type=Path, required=True, help="folder that is kept")
+    parser.add_argument("--experiments", type=int, default=1000, help="at each point and size")
+    parser.add_argument("--draws", type=int, default=64)
+    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
+    arguments = parser.parse_args()
+    train, _ = samples_of(STUDIES["plane"], arguments.work, arguments.sample, sys.maxsize)
+    sample = mr.load_events(arguments.sample, partial=True)
+    study = STUDIES["plane"]
+    share = min(study.n_events[1] / len(sample), 0.2)
+    held_out = sample.split("masses", (1 - share, share), seed=study.seed)[1]
+    model, prior = mr.load_model(arguments.model), TrainingPrior.from_events(train)
+    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))[:12_000]
+    found = backgrounds(arguments.work)
+    yields = {name: float(events.expected(LUMINOSITY).sum()) for name, events in found.items()}
+    ratio = BackgroundRatio.fit(train[some], found, yields, seed=1)
+    bench = Bench(model, prior, arguments.work, ratio)
+    like = mass_likelihood(model, held_out[:2], prior=prior)
+    grid = Grid(list(like.axes.values()), like.inside)
+    results: dict[str, Any] = {
+        "command": " ".join(["python", "tests/benchmarks/regions.py", *sys.argv[1:]]),
+        "experiments": arguments.experiments,
+        "pools": {name: {"events": n, "seed": seed} for name, (n, seed, _) in POOLS.items()},
+        "versions": versions("torch", "scikit-learn"),
+        "coverage": coverage(bench, grid, arguments.experiments),
+    }
+    write_json(arguments.work / "coverage.json", results)
+    results["calibration"] = calibration(bench, held_out, arguments.draws)
+    write_json(RESULTS if arguments.record else arguments.work / "coverage.json", results)
+
+
+if __name__ == "__main__":
+    main()

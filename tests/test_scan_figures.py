@@ -1,0 +1,48 @@
+"""Figures of scans: values at their places, seeds averaged, wrong columns named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from massrecon.errors import InputError
+from massrecon.visual.scan import scan_curve, scan_map
+
+COLUMNS = {
+    "m2": [400, 400, 400, 500, 500, 600],
+    "m1": [50.0, 50.0, 100.0, 50.0, 100.0, 50.0],
+    "state": ["done"] * 5 + ["failed"],
+    "summary.found": [0.2, 0.4, 0.5, 0.6, 0.7, None],
+}
+
+
+def test_map_averages_seeds_and_leaves_gaps() -> None:
+    figure = scan_map(COLUMNS, "m2", "m1", "summary.found", "found [%]", 100, {"m1": "m(χ) [GeV]"})
+    heat = figure.data[0]
+    assert (heat.x, heat.y) == (("400", "500"), ("50", "100"))
+    np.testing.assert_allclose(heat.z, [[30, 60], [50, 70]])
+    np.testing.assert_allclose(heat.customdata[0][0], [10, 2])
+    assert heat.text[0][0] == "30<br>±1e+01"
+    assert heat.colorbar.title.text == "found [%]"
+    assert figure.layout.xaxis.title.text == "m2"
+    assert figure.layout.yaxis.title.text == "m(χ) [GeV]"
+    assert "5 points, averaged" in figure.layout.meta["caption"]
+
+
+def test_curves_by_another_axis() -> None:
+    figure = scan_curve(COLUMNS, "m2", "summary.found", by="m1")
+    assert [trace.name for trace in figure.data] == ["m1 = 50", "m1 = 100"]
+    np.testing.assert_allclose(figure.data[0].x, [400, 500])
+    np.testing.assert_allclose(figure.data[0].y, [0.3, 0.6])
+    np.testing.assert_allclose(figure.data[0].error_y.array, [0.1, 0])
+    alone = scan_curve(COLUMNS, "m2", "summary.found")
+    np.testing.assert_allclose(alone.data[0].y, [np.mean([0.2, 0.4, 0.5]), 0.65])
+
+
+def test_wrong_columns_are_named() -> None:
+    with pytest.raises(InputError, match="Unknown column of the scan 'm3'"):
+        scan_curve(COLUMNS, "m3", "summary.found")
+    with pytest.raises(InputError, match="'state' of the scan holds no numbers"):
+        scan_curve(COLUMNS, "m2", "state")
+    with pytest.raises(InputError, match="No point of the scan has a result"):
+        scan_map({**COLUMNS, "summary.found": [None] * 6}, "m2", "m1", "summary.found")
