@@ -26,16 +26,17 @@ if TYPE_CHECKING:
     from massrecon.events.generator import simulate
     from massrecon.events.importers import import_events
     from massrecon.events.store import load_events
-    from massrecon.inference.combination import MassMeasurement, measure
+    from massrecon.inference.combination import measure
     from massrecon.inference.diagnostics import efficiency
     from massrecon.inference.fitting import fit
+    from massrecon.inference.measurement import MassMeasurement
     from massrecon.inference.posterior import Posterior, reconstruct
     from massrecon.models.base import MassModel, load_model
 
 # imported on first use, so that the command line and the simulation workers start without torch
 _HOME = {
     "Events": "massrecon.events.container",
-    "MassMeasurement": "massrecon.inference.combination",
+    "MassMeasurement": "massrecon.inference.measurement",
     "MassModel": "massrecon.models.base",
     "MassReconError": "massrecon.errors",
     "Posterior": "massrecon.inference.posterior",

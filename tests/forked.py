@@ -22,6 +22,7 @@ from massrecon import errors
 from massrecon.events.card import ProcessCard
 from massrecon.events.importers import child
 from massrecon.events.importers.chunk import Chunk, ReadOptions
+from massrecon.events.importers.messages import pack, unpack
 
 PATIENCE = 20.0
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def serve() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while length := sys.stdin.buffer.read(8):
-        request = pickle.loads(sys.stdin.buffer.read(int.from_bytes(length, "little")))
+        request = unpack(sys.stdin.buffer.read(int.from_bytes(length, "little")))
         with tempfile.TemporaryFile() as answer:
             status = _fork(request, answer)
             answer.seek(0)
@@ -97,7 +98,7 @@ class ForkServer:
         """Returns how the reading ended and what was read."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        content = pickle.dumps(request)
+        content = pack(request)
         self._process.stdin.write(len(content).to_bytes(8, "little") + content)
         self._process.stdin.flush()
         length = int.from_bytes(self._process.stdout.read(8), "little")
@@ -120,7 +121,7 @@ class ForkedReader:
             raise errors.ImportFileError(f"Reading '{self.request['path']}' {status}.")
         pipe = io.BytesIO(answer)
         while length := pipe.read(8):
-            kind, *content = pickle.loads(pipe.read(int.from_bytes(length, "little")))
+            kind, *content = unpack(pipe.read(int.from_bytes(length, "little")))
             if kind == "error":
                 raise getattr(errors, content[0])(content[1])
             if kind == "end":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import math
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from massrecon import errors
 from massrecon.events.card import ProcessCard
-from massrecon.events.importers import child
+from massrecon.events.importers import child, messages
 from massrecon.events.importers.chunk import Chunk, ReadOptions
 
 Floats = NDArray[np.float64]
@@ -188,7 +187,7 @@ class DirectReader:
         child.answer(self.request, pipe)
         pipe.seek(0)
         while length := pipe.read(8):
-            kind, *content = pickle.loads(pipe.read(int.from_bytes(length, "little")))
+            kind, *content = messages.unpack(pipe.read(int.from_bytes(length, "little")))
             if kind == "error":
                 raise getattr(errors, content[0])(content[1])
             if kind == "end":

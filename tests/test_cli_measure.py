@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from massrecon.cli import app
 from massrecon.errors import InputError
-from massrecon.inference.combination import MassMeasurement
+from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.novelty import recorded_reference
 from massrecon.inference.prior import recorded_prior
 from massrecon.models import create_model

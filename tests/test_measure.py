@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import resource
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, StoreError
-from massrecon.inference.combination import MassMeasurement, measure
+from massrecon.inference.combination import measure
 from massrecon.inference.gridposterior import GridPosterior
 from massrecon.inference.likelihood import centres, mass_likelihood
+from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.refinement import resampled
 from massrecon.kinematics.mixture_scheme import MassRegion
@@ -91,6 +93,7 @@ def selected_events(n: int, seed: int) -> Tensor:
     return seen[dice < kept(seen)][:n]
 
 
+@functools.cache
 def tilted_priors() -> tuple[TrainingPrior, TrainingPrior]:
     """Returns how points are generated, and the prior of those that the selection keeps."""
     generator = torch.Generator().manual_seed(7)

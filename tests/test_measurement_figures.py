@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from massrecon.errors import InputError, ShapeError
-from massrecon.inference.combination import MassMeasurement, measure
+from massrecon.inference.combination import measure
+from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.resolution_curve import (
     COMBINED,
     PEAK,

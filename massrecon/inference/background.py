@@ -141,7 +141,7 @@ class BackgroundRatio:
             here = fold == k
             tree = HistGradientBoostingClassifier(
                 learning_rate=0.06, max_iter=200, max_leaf_nodes=15, min_samples_leaf=40,
-                l2_regularization=1.0, random_state=seed + k,
+                l2_regularization=1.0, max_bins=63, random_state=seed + k,
             )  # fmt: skip
             tree.fit(x[~here], label[~here], sample_weight=weight[~here])
             odds[here] = tree.decision_function(x[here])

@@ -364,8 +364,9 @@ def calibration_report(posterior: Posterior, seed: int = 0) -> CalibrationReport
     """Tests the masses of a posterior: ranks, central intervals, TARP, and highest density.
 
     Args:
-        posterior: A posterior with truth; with `Posterior.mass_density` its joint density is tested
-            too.
+        posterior: A posterior with truth, of events drawn from the prior it was trained with: a
+            sample cut on its true masses fails even if the posterior is right. With
+            `Posterior.mass_density` its joint density is tested too.
         seed: Seed of reference points, ranks and bands.
 
     Raises:

@@ -14,22 +14,18 @@ single wrong and sharp density from deciding::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from massrecon.errors import InputError, ShapeError, StoreError, unknown_name
+from massrecon.errors import InputError, ShapeError, unknown_name
 from massrecon.events.container import Events
 from massrecon.inference.densities import GridDensities, MassDensities, densities_of, product_points
 from massrecon.inference.goodness import Goodness, goodness
-from massrecon.inference.gridposterior import ESTIMATORS, Estimator, GridPosterior
+from massrecon.inference.gridposterior import GridPosterior
 from massrecon.inference.likelihood import (
     STEP,
     Calibration,
@@ -43,17 +39,15 @@ from massrecon.inference.likelihood import (
     weighted_total,
     whole_grid,
 )
+from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.prior import TrainingPrior
-from massrecon.inference.refinement import PER_WIDTH, finer_axes, resampled
+from massrecon.inference.refinement import LEAST, PER_WIDTH, finer_axes, resampled
 from massrecon.kinematics.mixture_scheme import MassRegion
 from massrecon.models.base import MassModel
-from massrecon.provenance import replacing_folder, versions, write_json
+from massrecon.provenance import versions
 
 OUTLIERS = 0.01
 """Share of events that are taken to tell nothing of the masses."""
-
-LEVELS = (0.68, 0.95)
-"""Probabilities of the regions and intervals that are quoted."""
 
 LogTerm = Callable[[Tensor], Tensor]
 """A further term of log L at mass points ``(G, M)``, such as that of the expected rate."""
@@ -61,179 +55,9 @@ LogTerm = Callable[[Tensor], Tensor]
 _SUBSET = 2048  # events that find the place where the posterior is
 _MORE = 16  # times as many events in the next round
 _MANY = 20_000  # events whose log L is a parabola between grid points
+_SHAPE = {1: 200, 2: 48}  # points on an axis that show any shape, for each number of masses
 _ROUNDS = 24
 _SIDE_STEP = 3.0  # of the slopes of single events [GeV]
-_EDGE = 0.02  # part of a range that counts as its end
-_MUCH_AT_EDGE = 0.05
-_COARSE = 0.05
-_FORMAT = "massrecon-measurement-1"
-_TENSORS, _DESCRIPTION = "measurement.safetensors", "measurement.json"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class MassMeasurement:
-    """The masses that N events agree on, with their uncertainty.
-
-    Attributes:
-        posterior: Joint posterior of the masses, on a grid.
-        goodness: Whether the events fit together.
-        n_events: Number of events.
-        effective_events: (sum w)^2 / sum w^2 of their weights.
-        prior: ``"flat"`` or ``"training"``.
-        outliers: Share of events that were taken to tell nothing.
-        source: What the densities came from.
-        region: Where the masses may lie.
-        grid_error: Relative difference of the norm on every other point of the grid.
-        truth: True masses [GeV], shape ``(M,)``, where the events know them and agree.
-        symbols: Symbols of the masses in HTML, by name, where the process is known.
-        provenance: Where model and events come from.
-    """
-
-    posterior: GridPosterior
-    goodness: Goodness
-    n_events: int
-    effective_events: float
-    prior: str
-    outliers: float
-    source: str
-    region: MassRegion
-    grid_error: float
-    truth: Tensor | None = None
-    symbols: Mapping[str, str] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the M masses."""
-        return self.posterior.names
-
-    def __str__(self) -> str:
-        intervals, best = self.interval(LEVELS[0]).tolist(), self.estimate().tolist()
-        rows = [
-            f"m({name}) = {m:.1f} (+{high - m:.1f} -{m - low:.1f}) GeV"
-            for name, m, (low, high) in zip(self.names, best, intervals, strict=True)
-        ]
-        return f"{', '.join(rows)} at 68 %, from {self.n_events:,} events"
-
-    def estimate(self, estimator: Estimator = "median", width: float = 30.0) -> Tensor:
-        """Returns a point estimate [GeV], shape ``(M,)``: mode, mean, median or window."""
-        return self.posterior.estimate(estimator, width)
-
-    def interval(self, level: float = 0.68) -> Tensor:
-        """Returns the shortest interval of each mass that holds `level`, ``(M, 2)`` [GeV]."""
-        return self.posterior.interval(level)
-
-    def contains(self, masses: Tensor, level: float = 0.68) -> bool:
-        """Tells whether the joint region of `level` holds some masses ``(M,)`` [GeV]."""
-        return bool(self.posterior.level_at(torch.as_tensor(masses).double()) <= level)
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader has to know before using the numbers, one sentence each."""
-        found = [
-            f"{share:.0%} of the probability is at the {end} end of the training range of {name} "
-            f"({value:g} GeV): the true mass may lie beyond."
-            for name, end, value, share in _at_edges(self.posterior, self.region)
-        ]
-        p = self.goodness.halves_p
-        if p is not None and p < 0.01:
-            found.append(f"The two halves of the events disagree (p = {p:.2g}).")
-        for name, z in self.goodness.sharpness.items():
-            if z > 3:
-                found.append(f"Densities are too sharp in {name} (z = {z:.1f}): recalibrate.")
-        if self.grid_error > _COARSE:
-            found.append(f"The grid resolves the posterior to {self.grid_error:.1%} only.")
-        if self.source.startswith("Gaussian kernels"):
-            found.append("The densities were estimated from draws.")
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the results as plain data: masses in GeV by name."""
-        masses: dict[str, Any] = {}
-        for i, name in enumerate(self.names):
-            own = {kind: float(self.estimate(kind)[i]) for kind in ESTIMATORS}
-            own |= {f"{level:g}": self.interval(level)[i].tolist() for level in LEVELS}
-            masses[name] = own
-        found = {
-            "masses": masses,
-            "correlation": self.posterior.correlation().tolist(),
-            "region_volume": {f"{level:g}": float(self.posterior.area(level)) for level in LEVELS},
-            "n_events": self.n_events,
-            "effective_events": self.effective_events,
-            "prior": self.prior,
-            "outliers": self.outliers,
-            "source": self.source,
-            "grid_error": self.grid_error,
-            "goodness": self.goodness.to_dict(),
-            "notes": self.notes,
-        }
-        if self.truth is not None:
-            found["truth"] = dict(zip(self.names, self.truth.tolist(), strict=True))
-            found["level_of_truth"] = float(self.posterior.level_at(self.truth))
-        return found
-
-    def save(self, path: str | Path) -> None:
-        """Writes the measurement to a folder, whole or not at all; read it with `load`."""
-        tensors = {f"axis_{i}": axis for i, axis in enumerate(self.posterior.axes.values())}
-        tensors |= {"log_prob": self.posterior.log_prob, "evidence": self.goodness.evidence}
-        if self.truth is not None:
-            tensors["truth"] = self.truth
-        region = {"low": self.region.low, "high": self.region.high, "gaps": self.region.gaps}
-        description = {
-            "format": _FORMAT,
-            "names": list(self.names),
-            "region": region,
-            "symbols": dict(self.symbols),
-            "results": self.to_dict(),
-            "provenance": dict(self.provenance),
-        }
-        with replacing_folder(path) as folder:
-            kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-            save_file(kept, folder / _TENSORS)
-            write_json(folder / _DESCRIPTION, description)
-
-    @classmethod
-    def load(cls, path: str | Path) -> MassMeasurement:
-        """Reads a measurement that `save` wrote.
-
-        Raises:
-            StoreError: If the folder is missing, foreign or damaged.
-        """
-        folder = Path(path)
-        try:
-            content = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
-                raise StoreError(f"'{folder}' does not hold a measurement of this massrecon.")
-            return cls._rebuilt(content, load_file(folder / _TENSORS))
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise StoreError(f"'{folder}' does not hold a whole measurement: {error}") from error
-
-    @classmethod
-    def _rebuilt(cls, content: Mapping[str, Any], tensors: dict[str, Tensor]) -> MassMeasurement:
-        axes = {name: tensors[f"axis_{i}"] for i, name in enumerate(content["names"])}
-        own, region = content["results"], content["region"]
-        fit = own["goodness"]
-        gaps = tuple((tuple(row), minimum) for row, minimum in region["gaps"])
-        return cls(
-            posterior=GridPosterior(axes, tensors["log_prob"]),
-            goodness=Goodness(
-                halves=fit["halves"],
-                halves_p=fit["halves_p"],
-                sharpness=fit["sharpness"],
-                ratio=fit["ratio"],
-                evidence=tensors["evidence"],
-            ),
-            n_events=own["n_events"],
-            effective_events=own["effective_events"],
-            prior=own["prior"],
-            outliers=own["outliers"],
-            source=own["source"],
-            region=MassRegion(tuple(region["low"]), tuple(region["high"]), gaps),
-            grid_error=own["grid_error"],
-            truth=tensors.get("truth"),
-            symbols=content["symbols"],
-            provenance=content["provenance"],
-        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -419,12 +243,13 @@ def _located(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Finds axes near the posterior with the densities themselves: some events first, then all."""
     n_events = len(sample.densities)
-    per_width = PER_WIDTH if n_events <= _MANY else 1.0
+    few = n_events <= _MANY
+    per_width, least = (PER_WIDTH, _SHAPE.get(len(axes), LEAST)) if few else (1.0, LEAST)
     stride = max(1, n_events // _SUBSET)
     for _ in range(_ROUNDS):
         halves = sample.halves(axes, stride)
         posterior = _posterior(sample.trained, region, prior, axes, halves.sum(0))
-        finer = finer_axes(posterior, region, per_width)
+        finer = finer_axes(posterior, region, per_width, least)
         if finer is None and stride == 1:
             return axes, halves
         axes, stride = (axes, stride // _MORE or 1) if finer is None else (finer, stride)
@@ -477,23 +302,6 @@ def _grid_error(posterior: GridPosterior) -> float:
         other = grid.sum([j for j in range(grid.ndim) if j != i]) if grid.ndim > 1 else grid
         worst = max(worst, abs(float(other[::2].sum() - other[1::2].sum())))
     return worst
-
-
-def _at_edges(posterior: GridPosterior, region: MassRegion) -> list[tuple[str, str, float, float]]:
-    """Lists the ends of the training range that hold much probability."""
-    found = []
-    for i, (name, axis) in enumerate(posterior.axes.items()):
-        density = posterior.marginal(name) * float(axis[1] - axis[0])
-        low, high = region.low[i], region.high[i]
-        room = _EDGE * (high - low)
-        for end, value, near in (
-            ("lower", low, axis < low + room),
-            ("upper", high, axis > high - room),
-        ):
-            share = float(density[near].sum())
-            if share > _MUCH_AT_EDGE:
-                found.append((name, end, value, share))
-    return found
 
 
 def _effective(weights: Tensor | None, n_events: int) -> float:

@@ -29,6 +29,7 @@ from massrecon.kinematics.mixture_posterior import MassPosterior
 from massrecon.kinematics.mixture_scheme import MassRegion
 from massrecon.models.base import MassModel
 from massrecon.models.cascade.head import SequentialHead
+from massrecon.models.cascade.masses import HypothesisMasses
 from massrecon.models.event_model import EventModel
 from massrecon.models.head import Head
 from massrecon.models.mass_head import MassHead
@@ -347,7 +348,7 @@ def _exact_masses(model: EventModel) -> tuple[str, ...]:
 
 def _on_grid(head: Head, axes: Sequence[Tensor], context: Tensor) -> Tensor:
     """Computes the density of a head on the product of axes, ``(N, G_1, ..., G_T)``."""
-    if isinstance(head, MassHead):
+    if isinstance(head, MassHead | HypothesisMasses):
         return head.log_prob_on_grid(axes, context)
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
     found = head.log_prob(points.unsqueeze(1).expand(-1, len(context), -1), context)

@@ -23,6 +23,7 @@ ESTIMATORS: tuple[Estimator, ...] = ("mode", "mean", "median", "window")
 """Point estimates that `GridPosterior.estimate` knows."""
 
 _LEVELS = 512  # lower ends that are tried for the shortest interval
+_FINER = 8  # parts of a cell for quantiles and intervals
 _NEVER = -1e4  # log-density of a point without any
 
 
@@ -257,12 +258,12 @@ class GridPosterior:
         return (probability * (self.log_prob > here)).sum(-1)
 
     def _distribution(self, name: str) -> tuple[Tensor, Tensor]:
-        """Returns the edges of the cells of a mass and the probability below each."""
-        axis = self.axes[name]
-        step = _step(axis)
-        edges = torch.cat([axis - step / 2, axis[-1:] + step / 2]).to(self.log_prob)
-        below = (self.marginal(name) * step).cumsum(-1)
-        return edges, torch.cat([torch.zeros_like(below[..., :1]), below], dim=-1)
+        """Returns edges within the cells of a mass and the probability below each."""
+        axis, fine = self.axes[name], _finer(self.marginal(name))
+        step = _step(axis) / _FINER
+        edges = axis[0] - _step(axis) / 2 + step * torch.arange(len(axis) * _FINER + 1)
+        below = (fine * step).cumsum(-1)
+        return edges.to(below), torch.cat([torch.zeros_like(below[..., :1]), below], dim=-1)
 
     def _position(self, name: str) -> int:
         if name not in self.axes:
@@ -290,9 +291,6 @@ def _cubic(values: Tensor, place: Tensor, dim: int) -> Tensor:
     """Interpolates dimension `dim` to one place for each posterior, exactly for parabolas.
 
     Linear beside points that are excluded.
-
-    References:
-        R. Keys, IEEE Trans. Acoust. 29 (1981) 1153, a = -1/2.
     """
     most = values.shape[dim] - 1
     left = place.floor().long().clamp(0, max(most - 1, 0))
@@ -306,16 +304,36 @@ def _cubic(values: Tensor, place: Tensor, dim: int) -> Tensor:
         torch.where(first, 3 * near - 3 * far + behind, before),
         torch.where(last, 3 * far - 3 * near + before, behind),
     )
-    s = share
-    weights = (
+    parts = torch.stack((before, near, far, behind))
+    curved = (torch.stack(cubic_weights(share)) * parts).sum(0)
+    excluded = torch.stack(around).amin(0) <= _NEVER
+    return torch.where(excluded, torch.lerp(near, far, share), curved)
+
+
+def cubic_weights(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the weights of four even points for a place between the middle ones, s in [0, 1].
+
+    References:
+        R. Keys, IEEE Trans. Acoust. 29 (1981) 1153, a = -1/2.
+    """
+    return (
         -s * (1 - s) ** 2 / 2,
         (2 - 5 * s**2 + 3 * s**3) / 2,
         s * (1 + 4 * s - 3 * s**2) / 2,
         -(s**2) * (1 - s) / 2,
     )
-    curved = sum(w * v for w, v in zip(weights, (before, near, far, behind), strict=True))
-    excluded = torch.stack(around).amin(0) <= _NEVER
-    return torch.where(excluded, torch.lerp(near, far, s), torch.as_tensor(curved))
+
+
+def _finer(density: Tensor) -> Tensor:
+    """Cuts cells ``(..., G)`` into smaller ones along a smooth curve, ``(..., _FINER G)``."""
+    most = density.shape[-1] - 1
+    place = (torch.arange((most + 1) * _FINER).to(density) + 0.5) / _FINER - 0.5
+    left = place.floor().long()
+    around = [density[..., (left + k).clamp(0, most)] for k in (-1, 0, 1, 2)]
+    weights = cubic_weights(place - left)
+    found = torch.stack([w * v for w, v in zip(weights, around, strict=True)]).sum(0).clamp_min(0)
+    total = density.sum(-1, keepdim=True) * _FINER
+    return found * total / found.sum(-1, keepdim=True)
 
 
 def _at(edges: Tensor, below: Tensor, x: Tensor) -> Tensor:

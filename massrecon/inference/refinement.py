@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from massrecon.inference.gridposterior import GridPosterior
+from massrecon.inference.gridposterior import GridPosterior, cubic_weights
 from massrecon.inference.likelihood import centres
 from massrecon.kinematics.mixture_scheme import MassRegion
 
@@ -23,16 +23,21 @@ DEPTH = 18.0
 PER_WIDTH = 2.5
 """Grid points in one standard deviation of the posterior, at fixed other masses."""
 
+LEAST = 16
+"""Least number of points on an axis."""
+
 _MOST = {1: 2000, 2: 128, 3: 40}  # points on an axis, for each number of masses
 _MOST_OF_MANY = 16
-_LEAST = 16
 _SPARE = 2  # further cells on each side
 _SHARE_OF_STEP = 0.3  # width of a posterior that fits into one cell, in cells
 _SETTLED = 0.8  # an axis is not moved for less
 
 
 def finer_axes(
-    posterior: GridPosterior, region: MassRegion, per_width: float = PER_WIDTH
+    posterior: GridPosterior,
+    region: MassRegion,
+    per_width: float = PER_WIDTH,
+    least: int = LEAST,
 ) -> dict[str, Tensor] | None:
     """Returns better axes for one or many posteriors on a common grid.
 
@@ -40,6 +45,7 @@ def finer_axes(
         posterior: What is known so far.
         region: Where the masses may lie.
         per_width: Points in one standard deviation at fixed other masses.
+        least: Least number of points on an axis.
 
     Returns:
         New axes, or None where the present ones will do.
@@ -56,7 +62,7 @@ def finer_axes(
         step = float(axis[1] - axis[0])
         low = max(float(axis[int(at[0])]) - (0.5 + _SPARE) * step, region.low[i])
         high = min(float(axis[int(at[-1])]) + (0.5 + _SPARE) * step, region.high[i])
-        n = min(max(math.ceil((high - low) * per_width / widths[i]), _LEAST), most)
+        n = min(max(math.ceil((high - low) * per_width / widths[i]), least), most)
         new = (high - low) / n
         grown = low < float(axis[0]) - 0.6 * step or high > float(axis[-1]) + 0.6 * step
         if grown or new < _SETTLED * step:
@@ -115,14 +121,8 @@ def _resample(values: Tensor, own: Tensor, axis: Tensor, floor: float) -> Tensor
     edges = (left == 0), (left + 1 >= most)
     before = torch.where(edges[0], 3 * near - 3 * far + behind, before)
     behind = torch.where(edges[1], 3 * far - 3 * near + before, behind)
-    weights = (
-        -s * (1 - s) ** 2 / 2,
-        (2 - 5 * s**2 + 3 * s**3) / 2,
-        s * (1 + 4 * s - 3 * s**2) / 2,
-        -(s**2) * (1 - s) / 2,
-    )
     parts = (before, near, far, behind)
-    curved = torch.stack([w * v for w, v in zip(weights, parts, strict=True)]).sum(0)
+    curved = torch.stack([w * v for w, v in zip(cubic_weights(s), parts, strict=True)]).sum(0)
     excluded = torch.stack(inner).amin(0) <= floor
     nearest = torch.where(s < 0.5, near, far)
     found = torch.where(excluded, nearest, curved)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import safetensors
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from massrecon.errors import InputError, ModelError, ShapeError
@@ -315,7 +316,12 @@ def read_weights(folder: str | Path, header: Mapping[str, Any]) -> dict[str, Ten
             f"'{path}' is damaged: its checksum is not the one in {HEADER_FILE}. Restore or "
             "retrain the model."
         )
-    return safetensors.torch.load_file(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ModelError(
+            f"'{path}' is no file of weights ({error}): restore or retrain the model."
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

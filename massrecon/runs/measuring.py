@@ -13,7 +13,8 @@ from massrecon.events.container import Events
 from massrecon.events.importers import import_events
 from massrecon.events.manifest import MANIFEST
 from massrecon.events.store import load_events
-from massrecon.inference.combination import MassMeasurement, measure
+from massrecon.inference.combination import measure
+from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.novelty import METADATA, Novelty, Reference, novelty
 from massrecon.inference.prior import TrainingPrior
 from massrecon.kinematics.mixture import KinematicMixture

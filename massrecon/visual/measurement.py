@@ -13,9 +13,9 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, unknown_name
-from massrecon.inference.combination import MassMeasurement
 from massrecon.inference.gridposterior import GridPosterior
 from massrecon.inference.likelihood import centres
+from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.refinement import resampled
 from massrecon.inference.resolution_curve import (
     COMBINED,

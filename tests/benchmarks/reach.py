@@ -11,7 +11,6 @@ mass points. FOLDER keeps what is simulated and is shared with ``regions.py``.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -126,7 +125,7 @@ def main() -> None:
 
         reach_over_plane(found).write_html(arguments.figure)
     results = {
-        "command": " ".join(["python", "tests/benchmarks/reach.py", *sys.argv[1:]]),
+        "command": "python tests/benchmarks/reach.py --sample PLANE --work FOLDER --record",
         "separation": ratio.separation,
         "edges_of_log_ratio": list(EDGES),
         "background_in_bins": found.background.counts.tolist(),

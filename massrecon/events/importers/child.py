@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +17,7 @@ from massrecon.errors import MassReconError
 from massrecon.events.card import load_card
 from massrecon.events.importers.chunk import brief
 from massrecon.events.importers.formats import reader_class
+from massrecon.events.importers.messages import send, unpack
 
 MEMORY = 4 << 30
 """What a reader may allocate [bytes]."""
@@ -27,7 +27,7 @@ def main() -> None:
     """Reads the file that is asked for on the standard input and writes its chunks."""
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # libraries that print do not disturb the chunks
-        request = pickle.load(sys.stdin.buffer)
+        request = unpack(sys.stdin.buffer.read())
         limit_memory()
         answer(request, out)
 
@@ -49,13 +49,6 @@ def answer(request: dict[str, Any], out: BinaryIO) -> None:
         traceback.print_exc()
         what = f"cannot be read ({brief(error)}): it is damaged, fetch or make it again."
         send(out, ("error", "ImportFileError", f"'{request['path']}' {what}"))
-
-
-def send(out: BinaryIO, message: tuple[Any, ...]) -> None:
-    """Writes a message with its length in front."""
-    content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    out.write(len(content).to_bytes(8, "little") + content)
-    out.flush()
 
 
 def limit_memory() -> None:

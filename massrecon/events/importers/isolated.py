@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import selectors
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import massrecon
 from massrecon import errors
 from massrecon.events.card import ProcessCard
 from massrecon.events.importers.chunk import Chunk, ReadOptions
+from massrecon.events.importers.messages import pack, unpack
 
 PATIENCE = 300.0
 """How long a reader may be silent before it counts as stuck [s]."""
@@ -70,13 +70,11 @@ class IsolatedReader:
         assert process.stdin is not None
         assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # that it is dead shows below
-            process.stdin.write(pickle.dumps(self._request))
+            process.stdin.write(pack(self._request))
             process.stdin.close()
         while True:
             length = self._read(process, 8, log)
-            kind, *content = pickle.loads(
-                self._read(process, int.from_bytes(length, "little"), log)
-            )
+            kind, *content = unpack(self._read(process, int.from_bytes(length, "little"), log))
             if kind == "end":
                 self.skipped = content[0]
                 return

@@ -107,9 +107,18 @@ class HypothesisMasses(Head):
         return -self._log_prob(self.free.moved_inside(x), context)
 
     def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
-        context, peaks = self._split(context)
-        log_gate, centre, scale, factor = self._peaks(context, peaks)
-        free = self.free._log_prob(x, context)
+        return self._joined(self.free._log_prob(x, self._split(context)[0]), x, context)
+
+    def log_prob_on_grid(self, axes: Sequence[Tensor], context: Tensor) -> Tensor:
+        """Computes log p on the product of axes, see `MassHead.log_prob_on_grid`."""
+        free = self.free.log_prob_on_grid(axes, self._split(context)[0])
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+        x = points.unsqueeze(1).expand(-1, len(context), -1)
+        return self._joined(free.flatten(1).T, x, context).T.reshape(free.shape)
+
+    def _joined(self, free: Tensor, x: Tensor, context: Tensor) -> Tensor:
+        """Adds the peaks of the hypotheses to the free density of x."""
+        log_gate, centre, scale, factor = self._peaks(*self._split(context))
         columns, places = list(x.unsqueeze(-1).unbind(dim=-2)), []
         total = log_gate[..., 1:].expand(*x.shape[:-1], -1)
         for j, value in enumerate(columns):
