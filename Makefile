@@ -10,7 +10,7 @@ demo: $(VENV)/.user
 	$(BIN)/massrecon demo --out results/demo
 
 lab: $(VENV)/.user
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=.
 
 test: $(VENV)/.dev
 	# one thread a process: two processes with two threads each would wait for one another

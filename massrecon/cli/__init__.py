@@ -168,6 +168,27 @@ def reproduce(
     )
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(help="Your folder of notebooks; made, or brought up to date.")
+    ] = Path("massrecon-notebooks"),
+    copy_only: Annotated[
+        bool, typer.Option("--copy-only", help="Copy the notebooks, do not open JupyterLab.")
+    ] = False,
+) -> None:
+    """Open JupyterLab on notebooks and tutorials of your own; what you edited is never replaced.
+
+    Other options go to JupyterLab, such as --no-browser.
+    """
+    from massrecon.runs.lab import copy_notebooks, open_lab, summary_of
+
+    typer.echo(f"Notebooks in {folder}: {summary_of(copy_notebooks(folder))}")
+    if not copy_only:
+        open_lab(folder, context.args)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/demo"),

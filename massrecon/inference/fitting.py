@@ -44,8 +44,8 @@ def fit(
 
     Args:
         model: Name of the model family, one of `massrecon.models.MODELS`: ``"cascade"``,
-            ``"barman2025"``, ``"diffusion"``, ``"flow_matching"``, ``"flow"``, ``"mass_head"``, ``"vae"``, ``"gan"``
-            or ``"trees"``.
+            ``"barman2025"``, ``"diffusion"``, ``"flow_matching"``, ``"flow"``, ``"mass_head"``,
+            ``"vae"``, ``"gan"`` or ``"trees"``.
         events: Training events with truth.
         preset: Size of the network: ``"full"`` is the published one, ``"small"`` trains in minutes.
         max_minutes: Wall-clock budget of the training [min].

@@ -6,6 +6,13 @@ draws, so that notebooks and reports with them stay small.
 
 from __future__ import annotations
 
+from massrecon.visual.calibration import (
+    coverage_curves,
+    coverage_maps,
+    impacts_and_pulls,
+    rank_histograms,
+    region_coverage,
+)
 from massrecon.visual.classical import (
     estimates_compared,
     kink,
@@ -34,6 +41,7 @@ from massrecon.visual.performance import (
     self_consistency,
 )
 from massrecon.visual.predictions import predicted_against_true
+from massrecon.visual.reach import reach_over_plane
 from massrecon.visual.response import (
     JET_REGIONS,
     jet_performance,
@@ -52,6 +60,8 @@ __all__ = [
     "agreement_compared",
     "bias_by_iteration",
     "coverage_compared",
+    "coverage_curves",
+    "coverage_maps",
     "efficiencies_compared",
     "efficiency_by_model",
     "efficiency_curve",
@@ -60,6 +70,7 @@ __all__ = [
     "event_overview",
     "event_posteriors",
     "growing_region",
+    "impacts_and_pulls",
     "jet_performance",
     "kink",
     "mass_coverage",
@@ -71,6 +82,9 @@ __all__ = [
     "object_performance",
     "predicted_against_true",
     "ptmiss_performance",
+    "rank_histograms",
+    "reach_over_plane",
+    "region_coverage",
     "resolution_figure",
     "scan_curve",
     "scan_map",

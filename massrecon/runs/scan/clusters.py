@@ -62,7 +62,7 @@ def local_workers(choice: ClusterChoice) -> int:
     """Returns how many points run at a time on this machine."""
     if choice.workers is not None:
         return choice.workers
-    import psutil
+    psutil = require_extra("psutil", extra="cluster")
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     room = _LEFT_TO_OTHERS * psutil.virtual_memory().available / _MEGABYTE
@@ -73,7 +73,7 @@ def fair_memory(choice: ClusterChoice, n_workers: int) -> float | None:
     """Returns how much memory a point may take on this machine [MB]; elsewhere that is unknown."""
     if not choice.is_local:
         return None
-    import psutil
+    psutil = require_extra("psutil", extra="cluster")
 
     return _LEFT_TO_OTHERS * psutil.virtual_memory().available / _MEGABYTE / n_workers
 

@@ -1,0 +1,124 @@
+"""The user's own folder of notebooks and tutorials, and JupyterLab on it.
+
+Files are copied, never over an edit of the user's: the folder keeps the checksums of what was
+copied, so that files that were not touched are renewed with a new version of massrecon, and edited
+ones stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from massrecon.errors import InputError, RunError, require_extra
+from massrecon.provenance import write_json, write_text
+from massrecon.runs.notebooks import notebook_folder
+
+START = "notebooks/00_start.ipynb"
+"""What opens first."""
+
+_RECORD = ".massrecon.json"
+Outcome = Literal["new", "renewed", "unchanged", "kept"]
+
+
+def copy_notebooks(folder: str | Path) -> dict[str, Outcome]:
+    """Copies notebooks and tutorials into a folder of the user's.
+
+    Args:
+        folder: A folder, made if it is not there.
+
+    Returns:
+        What became of each file by its path: ``new``; ``renewed``, untouched since it was copied
+        and replaced by a newer one; ``unchanged``; ``kept``, since the user has edited it.
+
+    Raises:
+        InputError: If the folder is a file, or cannot be written to.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"'{folder}' is a file: choose a folder for the notebooks.")
+    copied = _copied(folder)
+    outcome: dict[str, Outcome] = {}
+    try:
+        for name, source in _sources():
+            outcome[name] = _copy(source, folder / name, copied.get(name))
+            if outcome[name] != "kept":
+                copied[name] = _checksum(source)
+        write_json(folder / _RECORD, {"format": "massrecon-lab-1", "copied": copied})
+    except OSError as error:
+        raise InputError(f"'{folder}' cannot be written to: {error}.") from error
+    return outcome
+
+
+def open_lab(folder: str | Path, options: Sequence[str] = ()) -> None:
+    """Opens JupyterLab on the start page of a folder, and waits until it ends.
+
+    It listens on this machine alone and asks for its token, unless `options` say otherwise.
+
+    Args:
+        folder: A folder that `copy_notebooks` has filled.
+        options: Further options of ``jupyter lab``, such as ``--no-browser``.
+
+    Raises:
+        MissingExtraError: If JupyterLab is not installed.
+        RunError: If it ends with an error.
+    """
+    require_extra("jupyterlab", extra="jupyter")
+    folder = Path(folder).resolve()
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--notebook-dir={folder}"),
+        *(f"--LabApp.default_url=/lab/tree/{START}", *options),
+    ]
+    try:
+        code = subprocess.run(command, cwd=folder, env=os.environ, check=False).returncode
+    except KeyboardInterrupt:
+        return
+    if code:
+        raise RunError(f"JupyterLab ended with exit code {code}: see its messages above.")
+
+
+def summary_of(outcome: dict[str, Outcome]) -> str:
+    """Writes the outcome of a copy in a line."""
+    counts = Counter(outcome.values())
+    return ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+
+
+def _sources() -> Iterator[tuple[str, Path]]:
+    notebooks = notebook_folder()
+    tutorials = notebooks.parent / "tutorials"
+    for kind, place in (("notebooks", notebooks), ("tutorials", tutorials)):
+        for path in sorted(place.glob("*.ipynb")):
+            yield f"{kind}/{path.name}", path
+
+
+def _copy(source: Path, target: Path, copied: str | None) -> Outcome:
+    if not target.exists():
+        write_text(target, source.read_text(encoding="utf-8"))
+        return "new"
+    present = _checksum(target)
+    if present == _checksum(source):
+        return "unchanged"
+    if present != copied:
+        return "kept"
+    write_text(target, source.read_text(encoding="utf-8"))
+    return "renewed"
+
+
+def _copied(folder: Path) -> dict[str, str]:
+    """Reads the checksums of what was copied; none if that is not known, so that all is kept."""
+    try:
+        content = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        return {str(name): str(value) for name, value in content["copied"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
