@@ -74,3 +74,11 @@ def test_the_first_python_example_runs_as_printed(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
     assert "no skill" in result.stdout.lower()
     assert [p.name for p in tmp_path.iterdir()] == ["example.py"]
+
+
+def test_ten_events_are_measured_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = [code for code in examples() if "mr.measure" in code]
+    exec(example, {})  # the code is ours
+    said = capsys.readouterr().out
+    assert "chi20" in said
+    assert "68 %" in said

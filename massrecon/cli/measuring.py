@@ -15,7 +15,11 @@ def measure(
         Path, typer.Argument(help="Folder of events, or a file as for 'massrecon import'.")
     ],
     model: Annotated[
-        str, typer.Option(help="Folder of a trained model, or 'mixture', which needs no training.")
+        str,
+        typer.Option(
+            help="Folder of a trained model, the name of one that comes with massrecon, such as"
+            " wino_udd, or 'mixture', which needs no training."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path(
         "results/measure"

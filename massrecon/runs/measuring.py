@@ -12,13 +12,13 @@ from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.events.importers import import_events
 from massrecon.events.manifest import MANIFEST
-from massrecon.events.store import load_events
+from massrecon.events.store import load_events, shipped_samples
 from massrecon.inference.combination import measure
 from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.novelty import METADATA, Novelty, Reference, novelty
 from massrecon.inference.prior import TrainingPrior
 from massrecon.kinematics.mixture import KinematicMixture
-from massrecon.models.base import HEADER_FILE, MassModel, load_model
+from massrecon.models.base import HEADER_FILE, MassModel, load_model, shipped_models
 from massrecon.models.mixture import mixture_for
 from massrecon.provenance import versions, write_json
 from massrecon.runs.report import Section, write_report
@@ -100,19 +100,20 @@ def measure_file(
 
 def _source(model: str | Path, card: str | Path | None) -> MassModel | str:
     """Loads a model; the name of the mixture stays one until the card is known."""
-    if (Path(model) / HEADER_FILE).is_file():
+    if (Path(model) / HEADER_FILE).is_file() or str(model) in shipped_models():
         return load_model(model)
     if str(model) == MIXTURE:
         return MIXTURE
+    names = ", ".join([*shipped_models(), MIXTURE])
     raise InputError(
-        f"'{model}' is neither the folder of a trained model nor '{MIXTURE}': train one with "
+        f"'{model}' is neither the folder of a trained model nor one of {names}: train one with "
         "massrecon.fit(..., out=FOLDER)."
     )
 
 
 def _events(path: Path, source: MassModel | str, card: str | Path | None, folder: Path) -> Events:
     """Loads a folder of events, or imports a file of another program."""
-    if (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file() or (not path.exists() and str(path) in shipped_samples()):
         return load_events(path, partial=True)
     if not path.exists():
         raise InputError(f"There is no file or folder '{path}'.")

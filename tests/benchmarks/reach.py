@@ -126,6 +126,7 @@ def main() -> None:
         reach_over_plane(found).write_html(arguments.figure)
     results = {
         "command": "python tests/benchmarks/reach.py --sample PLANE --work FOLDER --record",
+        "seed": {"classifier": 1, **{name: seed for name, (seed, *_) in BACKGROUNDS.items()}},
         "separation": ratio.separation,
         "edges_of_log_ratio": list(EDGES),
         "background_in_bins": found.background.counts.tolist(),

@@ -249,6 +249,13 @@ def ship(name: str, folder: Path, results: dict[str, Any], train: Events, study:
     )
 
 
+def command_of(arguments: argparse.Namespace) -> str:
+    """Writes the command that makes a result, with folders that every reader has."""
+    places = {str(arguments.work): "WORK", str(arguments.sample): "SAMPLE"}
+    words = [places.get(word, word) for word in sys.argv[1:]]
+    return " ".join(["python", "tests/benchmarks/reconstruction.py", *words])
+
+
 def show(results: dict[str, Any]) -> None:
     """Prints the table of a study."""
     for name, own in results["models"].items():
@@ -299,7 +306,7 @@ def main() -> None:
     first, *others = arguments.models
     masses = list(models[first]["coverage"])
     results = {
-        "command": " ".join(["python", "tests/benchmarks/reconstruction.py", *sys.argv[1:]]),
+        "command": command_of(arguments),
         "n_test": len(test),
         "reference": first,
         "models": models,

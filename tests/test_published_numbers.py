@@ -1,0 +1,76 @@
+"""What README quotes is what the benchmarks recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def recorded(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def quoted(pattern: str) -> tuple[float, ...]:
+    """Finds numbers in README; the pattern has a group for each."""
+    found = re.search(pattern, README)
+    assert found is not None, f"README does not say '{pattern}'"
+    return tuple(float(number) for number in found.groups())
+
+
+def at(points: list[dict[str, Any]], n_events: int, method: str) -> dict[str, Any]:
+    (point,) = (p for p in points if p["n_events"] == n_events and p["method"] == method)
+    return point
+
+
+def test_every_result_says_how_it_was_made() -> None:
+    for path in sorted(RESULTS.glob("*.json")):
+        text = path.read_text(encoding="utf-8")
+        assert '"command"' in text, path.name
+        assert '"seed"' in text or "seed=" in text, path.name
+        assert '"massrecon"' in text, path.name
+
+
+def test_resolution_with_ten_events() -> None:
+    points = recorded("combination")["physics"]["pools"]["ev600_200"]["curve"]["points"]
+    ten = at(points, 10, "combined")["resolution"]
+    said = quoted(
+        r"give m\(χ̃₂⁰\) within ([\d.]+) ± ([\d.]+) and m\(χ̃₁⁰\) within ([\d.]+) ± ([\d.]+) GeV"
+    )
+    found = [*ten["chi20"], *ten["chi10"]]
+    assert said == pytest.approx([round(value, 1) for value in found])
+    peak = next(p for p in points if p["n_events"] == 10 and p["method"] != "combined")
+    said = quoted(r"peak of their summed posteriors ([\d.]+) and ([\d.]+) GeV")
+    assert said == pytest.approx([round(peak["resolution"][n][0], 1) for n in ("chi20", "chi10")])
+    (said_coverage,) = quoted(r"At 100 events its regions are too small \(([\d]+) % for 68 %\)")
+    coverage = at(points, 100, "combined")["coverage"]["0.68"]
+    assert said_coverage == round(100 * (coverage[0] if isinstance(coverage, list) else coverage))
+
+
+def test_coverage_of_neyman_regions() -> None:
+    coverage = recorded("coverage")["coverage"]
+    kinds = ("signal", "jet_scale", "background", "background_and_jet_scale")
+    cells = [coverage[kind][n] for kind in kinds for n in ("1", "5", "10", "30")]
+    for level, pattern in (
+        ("0.68", r"hold the truth in (\d+)–(\d+) % \(claimed 68 %\)"),
+        ("0.95", r"and (\d+)–(\d+) % \(95 %\) on average"),
+    ):
+        rates = [100 * cell[level]["mean"] for cell in cells]
+        assert quoted(pattern) == (round(min(rates)), round(max(rates)))
+    points = [v for kind in kinds for v in coverage[kind]["30"]["0.68"]["by_point"]]
+    said = quoted(r"single points at 30 events range from (\d+) to (\d+) %")
+    assert said == pytest.approx((100 * min(points), 100 * max(points)), abs=1)
+
+
+def test_reach() -> None:
+    reach = recorded("reach")
+    said = quoted(r"reaches ([\d.]+) σ at \(400, 50\) and ([\d.]+) σ at \(600, 200\) GeV")
+    found = [reach["discovery"][reach["masses"].index(m)] for m in ([400.0, 50.0], [600.0, 200.0])]
+    assert said == pytest.approx([round(value, 1) for value in found])
