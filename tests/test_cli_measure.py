@@ -89,7 +89,7 @@ def test_the_report_escapes_what_it_is_given(folders: dict[str, Path], tmp_path:
 
 def test_what_is_no_model_or_range_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     seen = folders["seen"]
-    with pytest.raises(InputError, match="neither the folder of a trained model nor 'mixture'"):
+    with pytest.raises(InputError, match="neither the folder of a trained model nor one of"):
         measure_file(seen, tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(InputError, match="no file or folder"):
         measure_file(tmp_path / "nothing", folders["model"], tmp_path / "out")
