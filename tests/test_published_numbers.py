@@ -74,3 +74,24 @@ def test_reach() -> None:
     said = quoted(r"reaches ([\d.]+) σ at \(400, 50\) and ([\d.]+) σ at \(600, 200\) GeV")
     found = [reach["discovery"][reach["masses"].index(m)] for m in ([400.0, 50.0], [600.0, 200.0])]
     assert said == pytest.approx([round(value, 1) for value in found])
+
+
+def test_plane() -> None:
+    model = recorded("reconstruction")["plane"]["models"]["cascade"]
+    said = quoted(
+        r"m\(χ̃₂⁰\) within 30 GeV in ([\d.]+) ± ([\d.]+) and m\(χ̃₁⁰\) in ([\d.]+) ± ([\d.]+) %"
+    )
+    cells = [model["efficiency"][mass]["window"]["30"] for mass in ("chi20", "chi10")]
+    found = [100 * cell[key] for cell in cells for key in ("value", "error")]
+    assert said == pytest.approx(found, abs=0.0501)
+    said = quoted(r"\(one draw ([\d.]+) and ([\d.]+) %\); 68 % intervals")
+    found = [100 * model["efficiency"][m]["draw"]["30"]["value"] for m in ("chi20", "chi10")]
+    assert said == pytest.approx(found, abs=0.0501)
+    said = quoted(r"hold the truth in ([\d.]+) ± ([\d.]+) and ([\d.]+) ± ([\d.]+) %\. A classifier")
+    cells = [model["coverage"][mass]["0.68"] for mass in ("chi20", "chi10")]
+    found = [100 * cell[key] for cell in cells for key in ("value", "error")]
+    assert said == pytest.approx(found, abs=0.0501)
+    c2st = model["c2st_momenta"]
+    assert quoted(r"C2ST ([\d.]+) ± ([\d.]+)") == pytest.approx(
+        (c2st["value"], c2st["error"]), abs=0.00051
+    )
