@@ -87,8 +87,16 @@ class PointState:
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Writes the state into the folder of the point, whole or not at all."""
-        write_json(folder / STATE_FILE, dataclasses.asdict(self))
+        """Writes the state into the folder of the point, whole or not at all.
+
+        That a point is running is not forced to the disk: one that is cut off counts as waiting
+        whatever is left of it.
+        """
+        content = dataclasses.asdict(self)
+        if self.state == "running":
+            (folder / STATE_FILE).write_text(json.dumps(content), encoding="utf-8")
+        else:
+            write_json(folder / STATE_FILE, content)
 
     @classmethod
     def load(cls, folder: Path) -> PointState | None:
