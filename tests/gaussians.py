@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from massrecon.inference.densities import MassDensities, product_points
+from massrecon.inference.densities import MassDensities
+from massrecon.inference.massgrid import product_points
 from massrecon.inference.prior import TrainingPrior
 from massrecon.kinematics.mixture_scheme import MassRegion
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +62,7 @@ Light = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Do not show how it goes.")]
 
 
-@app.command(_RUN, hidden=True)
+@app.command(_RUN)
 def run(
     notebook: Annotated[str, typer.Argument(help="Name of a notebook, or path of your own.")],
     design: Annotated[Path, typer.Argument(help="YAML file with the points.")],
@@ -78,7 +79,7 @@ def run(
     light: Light = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a notebook at the points of a design: scan NOTEBOOK DESIGN.yaml --out FOLDER."""
+    """Run a notebook at the points of a design; the word run may be left out."""
     from massrecon.runs import scan
 
     cluster = _cluster(workers, scheduler, profile)
@@ -94,34 +95,35 @@ def run(
     )
 
 
-@app.command()
-def resume(
-    folder: Folder,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    profile: Profile = None,
-    minutes: Minutes = None,
-    memory: Memory = None,
-    light: Light = False,
-    quiet: Quiet = False,
-) -> None:
-    """Run the points that are not done yet."""
-    _go_on(folder, False, workers, scheduler, profile, minutes, memory, light, quiet)
+def _going_on(again: bool) -> Callable[..., None]:
+    """Makes the command that goes on with a scan from its folder alone."""
+
+    def go_on(
+        folder: Folder,
+        workers: Workers = None,
+        scheduler: Scheduler = None,
+        profile: Profile = None,
+        minutes: Minutes = None,
+        memory: Memory = None,
+        light: Light = False,
+        quiet: Quiet = False,
+    ) -> None:
+        from massrecon.runs.scan import resume_scan
+
+        cluster = _cluster(workers, scheduler, profile)
+        limits = _limits(minutes, memory, light)
+        _report(
+            resume_scan(folder, retry=again, cluster=cluster, limits=limits, progress=not quiet),
+            folder,
+        )
+
+    return go_on
 
 
-@app.command()
-def retry(
-    folder: Folder,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    profile: Profile = None,
-    minutes: Minutes = None,
-    memory: Memory = None,
-    light: Light = False,
-    quiet: Quiet = False,
-) -> None:
-    """Run the points that failed once more, and those that are not done yet."""
-    _go_on(folder, True, workers, scheduler, profile, minutes, memory, light, quiet)
+app.command("resume", help="Run the points that are not done yet.")(_going_on(again=False))
+app.command("retry", help="Run the points that failed once more, and those that are not done.")(
+    _going_on(again=True)
+)
 
 
 @app.command()
@@ -151,26 +153,6 @@ def export(
 
     rows = export_catalogue(folder, out)
     typer.echo(f"{rows:,} points are in {out}")
-
-
-def _go_on(
-    folder: Path,
-    again: bool,
-    workers: int | None,
-    scheduler: str | None,
-    profile: Path | None,
-    minutes: float | None,
-    memory: float | None,
-    light: bool,
-    quiet: bool,
-) -> None:
-    from massrecon.runs.scan import resume_scan
-
-    cluster = _cluster(workers, scheduler, profile)
-    limits = _limits(minutes, memory, light)
-    _report(
-        resume_scan(folder, retry=again, cluster=cluster, limits=limits, progress=not quiet), folder
-    )
 
 
 def _cluster(workers: int | None, scheduler: str | None, profile: Path | None) -> ClusterChoice:

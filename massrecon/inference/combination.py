@@ -23,7 +23,7 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, unknown_name
 from massrecon.events.container import Events
-from massrecon.inference.densities import GridDensities, MassDensities, densities_of, product_points
+from massrecon.inference.densities import GridDensities, MassDensities, densities_of
 from massrecon.inference.goodness import Goodness, goodness
 from massrecon.inference.gridposterior import GridPosterior
 from massrecon.inference.likelihood import (
@@ -39,6 +39,7 @@ from massrecon.inference.likelihood import (
     weighted_total,
     whole_grid,
 )
+from massrecon.inference.massgrid import product_points
 from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.refinement import LEAST, PER_WIDTH, finer_axes, resampled

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ModelError
 from massrecon.events.container import Events
-from massrecon.inference.massgrid import MassGrid, _fixed_masses
+from massrecon.inference.massgrid import MassGrid, fixed_masses, product_points
 from massrecon.inference.posterior import Posterior, mass_targets, reconstruct
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_posterior import MassPosterior
@@ -106,7 +106,7 @@ class ModelDensities(MassDensities):
     """The density of a model of the masses alone, point by point."""
 
     def __init__(self, model: MassModel, events: Events) -> None:
-        fixed = _fixed_masses(model)
+        fixed = fixed_masses(model)
         self.names = tuple(name for name in model.card.mass_names if name not in fixed)
         self.model, self.events, self._fixed = model, events, fixed
         self.source = f"{model.density} density of the masses, model '{model.name}'"
@@ -300,11 +300,6 @@ def densities_of(
     if len(found) == 0:
         raise InputError("There are no events to measure masses from.")
     return found
-
-
-def product_points(axes: Sequence[Tensor]) -> Tensor:
-    """Lists the points of a product of axes, the last axis fastest, ``(G, M)``."""
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2).double()
 
 
 def _model_densities(

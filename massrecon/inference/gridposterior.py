@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, unknown_name
-from massrecon.inference.densities import product_points
+from massrecon.inference.massgrid import MassAxes, step_of
 
 Estimator = Literal["mode", "mean", "median", "window"]
 ESTIMATORS: tuple[Estimator, ...] = ("mode", "mean", "median", "window")
@@ -28,7 +28,7 @@ _NEVER = -1e4  # log-density of a point without any
 
 
 @dataclass(frozen=True, eq=False)
-class GridPosterior:
+class GridPosterior(MassAxes):
     """log p(m) on the product of mass axes, for one or many measurements.
 
     Attributes:
@@ -40,7 +40,6 @@ class GridPosterior:
         ShapeError: If the number of points is not that of the axes.
     """
 
-    axes: Mapping[str, Tensor]
     log_prob: Tensor
 
     def __post_init__(self) -> None:
@@ -66,28 +65,8 @@ class GridPosterior:
                 "These events exclude every mass point of the grid: they do not fit the process, "
                 "or the ranges of the masses; a share of 'outliers' keeps one event from deciding."
             )
-        cell = math.prod(_step(axis) for axis in axes.values())
+        cell = math.prod(step_of(axis) for axis in axes.values())
         return cls(axes, log_likelihood - norm - math.log(cell))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the M masses."""
-        return tuple(self.axes)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Numbers of points on each axis."""
-        return tuple(len(axis) for axis in self.axes.values())
-
-    @property
-    def volume(self) -> float:
-        """Volume of a cell [GeV^M]."""
-        return math.prod(_step(axis) for axis in self.axes.values())
-
-    @property
-    def points(self) -> Tensor:
-        """The mass points [GeV], shape ``(G, M)``."""
-        return product_points(list(self.axes.values()))
 
     def probability(self) -> Tensor:
         """Computes the probability of each cell, shape ``(..., G)``."""
@@ -102,7 +81,7 @@ class GridPosterior:
         at = self._position(name)
         grid = self.probability().unflatten(-1, self.shape)
         others = [i - len(self.shape) for i in range(len(self.shape)) if i != at]
-        return (grid.sum(others) if others else grid) / _step(self.axes[name])
+        return (grid.sum(others) if others else grid) / step_of(self.axes[name])
 
     def mean(self) -> Tensor:
         """Computes the mean masses [GeV], shape ``(..., M)``."""
@@ -134,7 +113,7 @@ class GridPosterior:
         bend = torch.where((inner & steep)[..., None, None], bend, eye)
         shift = -torch.linalg.solve(bend, slope)
         good = inner & steep & (shift.abs() <= 1).all(-1)
-        steps = shift.new_tensor([_step(axis) for axis in self.axes.values()])
+        steps = shift.new_tensor([step_of(axis) for axis in self.axes.values()])
         return self.points[best] + steps * shift.where(good.unsqueeze(-1), 0.0)
 
     def _derivatives(self, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,7 +222,7 @@ class GridPosterior:
         found = self.log_prob.clamp_min(_NEVER).unflatten(-1, self.shape)
         inside = torch.ones(batch, dtype=torch.bool, device=found.device)
         for i, axis in enumerate(self.axes.values()):
-            place = (masses[..., i] - axis[0]) / _step(axis)
+            place = (masses[..., i] - axis[0]) / step_of(axis)
             inside = inside & (place >= -0.5) & (place <= len(axis) - 0.5)
             found = _cubic(found, place, len(batch))
         return torch.where(inside, found, -math.inf)
@@ -260,8 +239,8 @@ class GridPosterior:
     def _distribution(self, name: str) -> tuple[Tensor, Tensor]:
         """Returns edges within the cells of a mass and the probability below each."""
         axis, fine = self.axes[name], _finer(self.marginal(name))
-        step = _step(axis) / _FINER
-        edges = axis[0] - _step(axis) / 2 + step * torch.arange(len(axis) * _FINER + 1)
+        step = step_of(axis) / _FINER
+        edges = axis[0] - step_of(axis) / 2 + step * torch.arange(len(axis) * _FINER + 1)
         below = (fine * step).cumsum(-1)
         return edges.to(below), torch.cat([torch.zeros_like(below[..., :1]), below], dim=-1)
 
@@ -269,10 +248,6 @@ class GridPosterior:
         if name not in self.axes:
             raise unknown_name("mass", name, self.names)
         return self.names.index(name)
-
-
-def _step(axis: Tensor) -> float:
-    return float(axis[-1] - axis[0]) / (len(axis) - 1)
 
 
 def _check_level(level: float) -> None:

@@ -24,12 +24,8 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
 from massrecon.events.container import Events, Index, event_rows
-from massrecon.inference.densities import (
-    MassDensities,
-    densities_of,
-    interpolate,
-    product_points,
-)
+from massrecon.inference.densities import MassDensities, densities_of, interpolate
+from massrecon.inference.massgrid import MassAxes, product_points
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.prior import METADATA, TrainingPrior
 from massrecon.kinematics.mixture import KinematicMixture
@@ -51,7 +47,7 @@ _FARTHEST = -700.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class MassLikelihood:
+class MassLikelihood(MassAxes):
     """log r of N events at the G points of a product of mass axes.
 
     Attributes:
@@ -68,7 +64,6 @@ class MassLikelihood:
         InputError: If an axis is too short, not rising or not even, or a value is not a number.
     """
 
-    axes: Mapping[str, Tensor]
     inside: Tensor
     log_ratio: Tensor
     prior: TrainingPrior
@@ -91,26 +86,6 @@ class MassLikelihood:
     def __getitem__(self, index: Index) -> MassLikelihood:
         """Selects events by integer, slice, boolean mask or list of positions."""
         return replace(self, log_ratio=self.log_ratio[event_rows(index, len(self))])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the M masses."""
-        return tuple(self.axes)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Numbers of points on each axis."""
-        return tuple(len(axis) for axis in self.axes.values())
-
-    @property
-    def points(self) -> Tensor:
-        """The mass points [GeV], shape ``(G, M)``."""
-        return product_points(list(self.axes.values()))
-
-    @property
-    def volume(self) -> float:
-        """Volume of the cell of one point [GeV^M]."""
-        return math.prod(float(axis[1] - axis[0]) for axis in self.axes.values())
 
     def calibrated(self, calibration: Calibration) -> MassLikelihood:
         """Applies a correction to log r."""

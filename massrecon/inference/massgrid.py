@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,38 @@ _AXIS = "mass_axis_"
 
 
 @dataclass(frozen=True, eq=False)
-class MassGrid:
+class MassAxes:
+    """The product of one axis for each of M masses.
+
+    Attributes:
+        axes: Values of each mass [GeV], rising, by its name.
+    """
+
+    axes: Mapping[str, Tensor]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the M masses."""
+        return tuple(self.axes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers of points on each axis."""
+        return tuple(len(axis) for axis in self.axes.values())
+
+    @property
+    def points(self) -> Tensor:
+        """The mass points [GeV], the last mass fastest, shape ``(G, M)``."""
+        return product_points(list(self.axes.values()))
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell of a point where the values rise evenly [GeV^M]."""
+        return math.prod(step_of(axis) for axis in self.axes.values())
+
+
+@dataclass(frozen=True, eq=False)
+class MassGrid(MassAxes):
     """log p(masses | event) on the product of one axis for each mass.
 
     Attributes:
@@ -35,14 +67,12 @@ class MassGrid:
         InputError: If an axis does not rise, or a density is not a number.
     """
 
-    axes: Mapping[str, Tensor]
     log_density: Tensor
 
     def __post_init__(self) -> None:
-        shape = tuple(len(axis) for axis in self.axes.values())
-        if tuple(self.log_density.shape[1:]) != shape:
+        if tuple(self.log_density.shape[1:]) != self.shape:
             raise ShapeError(
-                f"'log_density' should have shape (N, {', '.join(map(str, shape))}), got "
+                f"'log_density' should have shape (N, {', '.join(map(str, self.shape))}), got "
                 f"{tuple(self.log_density.shape)}."
             )
         for name, axis in self.axes.items():
@@ -119,7 +149,7 @@ def density_on_grid(
         )
     if model.density == "none":
         raise ModelError(f"The model '{model.name}' has no density: draw from it instead.")
-    fixed = _fixed_masses(model)
+    fixed = fixed_masses(model)
     for mass in axes:
         if mass not in model.card.mass_names or mass in fixed:
             free = [name for name in model.card.mass_names if name not in fixed]
@@ -137,7 +167,7 @@ def density_on_grid(
     return MassGrid(dict(zip(axes, columns, strict=True)), found.T.reshape(-1, *shape))
 
 
-def _fixed_masses(model: MassModel) -> dict[str, float]:
+def fixed_masses(model: MassModel) -> dict[str, float]:
     """Returns the masses that did not vary in the training [GeV]."""
     targets = getattr(model, "targets", None)
     if targets is None:
@@ -145,3 +175,13 @@ def _fixed_masses(model: MassModel) -> dict[str, float]:
     free = set(targets.kept.tolist())
     names = model.card.mass_names
     return {name: float(targets.origin[i]) for i, name in enumerate(names) if i not in free}
+
+
+def product_points(axes: Sequence[Tensor]) -> Tensor:
+    """Lists the points of a product of axes, the last axis fastest, ``(G, M)``."""
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2).double()
+
+
+def step_of(axis: Tensor) -> float:
+    """Returns the distance of the values of an axis that rises evenly."""
+    return float(axis[-1] - axis[0]) / (len(axis) - 1)

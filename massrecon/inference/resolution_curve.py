@@ -23,7 +23,7 @@ from torch import Tensor
 from massrecon.errors import InputError
 from massrecon.events.container import Events
 from massrecon.inference.combination import OUTLIERS
-from massrecon.inference.densities import densities_of, product_points
+from massrecon.inference.densities import densities_of
 from massrecon.inference.gridposterior import Estimator, GridPosterior
 from massrecon.inference.likelihood import (
     STEP,
@@ -35,6 +35,7 @@ from massrecon.inference.likelihood import (
     training_prior_of,
     whole_grid,
 )
+from massrecon.inference.massgrid import product_points
 from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.pseudo import experiments, totals
 from massrecon.inference.refinement import finer_axes
@@ -172,12 +173,7 @@ def resolution_curve(
         raise InputError(f"There are {len(densities)} densities for {len(events)} events.")
     prior = checked_prior(densities, known)
     truth = one_mass_point(events, prior.names)
-    numbers = sorted(set(numbers))
-    if not numbers or numbers[0] < 1 or len(events) < _PER_POOL * numbers[-1]:
-        raise InputError(
-            f"'numbers' should be positive and at most {len(events) // _PER_POOL}, a fifth of the "
-            f"{len(events)} events, got {numbers}: simulate more events at this mass point."
-        )
+    numbers = _checked(numbers, len(events))
     pool = _Pool(densities, prior, calibration, outliers)
     table = pool.table(whole_grid(prior, densities, step))
     single, points = _marginals(table), []
@@ -197,6 +193,16 @@ def resolution_curve(
         estimator=estimator,
         symbols={name: events.card.symbol(name) for name in prior.names},
     )
+
+
+def _checked(numbers: Sequence[int], n_pool: int) -> list[int]:
+    rising = sorted(set(numbers))
+    if not rising or rising[0] < 1 or n_pool < _PER_POOL * rising[-1]:
+        raise InputError(
+            f"'numbers' should be positive and at most {n_pool // _PER_POOL}, a fifth of the "
+            f"{n_pool} events, got {rising}: simulate more events at this mass point."
+        )
+    return rising
 
 
 def one_mass_point(events: Events, names: Sequence[str]) -> Tensor:

@@ -231,7 +231,7 @@ def region_coverage(
             )
         )  # fmt: skip
     sizes = sorted({size for by_size in rates.values() for size in by_size})
-    figure.update_xaxes(title_text="events", type="log", tickvals=sizes)
+    figure.update_xaxes(title_text="events", type="log", tickvals=sizes, minor={"ticks": ""})
     figure.update_yaxes(title_text=f"coverage of {100 * level:g} % regions [%]")
     figure.update_layout(legend=LEGEND_ABOVE)
     caption = (
@@ -282,6 +282,7 @@ def impacts_and_pulls(
         figure.add_vline(x=x, line={"color": BLACK, "width": 1, "dash": dash}, row=1, col=2)  # type: ignore[arg-type]
     figure.update_xaxes(title_text="shift of the masses for +1σ [GeV]", row=1, col=1)
     figure.update_xaxes(title_text="pull [σ]", range=[-2.5, 2.5], row=1, col=2)
+    figure.update_yaxes(automargin=True)
     figure.update_layout(legend=LEGEND_ABOVE, barmode="group")
     one = "; ".join(f"{shift.name}: {shift.sigma}" for shift in systematics.shifts)
     caption = (

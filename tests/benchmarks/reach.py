@@ -14,12 +14,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from regions import CARD, NAMES, POOLS, SOFT_PT, SOFT_SLOTS
+from pools import BACKGROUNDS, CARD, NAMES, simulated
 
 import massrecon as mr
 from massrecon.events.container import Events
 from massrecon.inference.background import BackgroundRatio
-from massrecon.inference.morphing import DetectorShift, morphed, soft_jet_card
+from massrecon.inference.morphing import DetectorShift, morphed
 from massrecon.inference.polynomial import degrees_up_to, least_squares, terms
 from massrecon.inference.rates import (
     BinnedBackground,
@@ -31,30 +31,14 @@ from massrecon.inference.rates import (
 from massrecon.provenance import versions, write_json
 
 RESULTS = Path(__file__).parent / "results" / "reach.json"
-BACKGROUNDS = {
-    "background_wh": (903, 40_000, 0.1),
-    "background_tth": (904, 40_000, 0.15),
-    "background_zh": (905, 20_000, 0.1),
-}
-"""Seed, generated collisions and assumed relative uncertainty of each background."""
+UNCERTAINTIES = {"background_wh": 0.1, "background_tth": 0.15, "background_zh": 0.1}
+"""Assumed relative uncertainty of each background."""
 MISSING = (
     "Wγγ and tt̄γγ and VVV (not in Pythia)",
     "Wγ, γγ and tt̄ with misidentified photons (too few simulated events pass)",
 )
 EDGES = (-4.0, -3.0, -2.0, -1.0, 0.0)
 LUMINOSITY = 3000.0
-
-
-def simulated(name: str, work: Path) -> Events:
-    """Simulates a background or a pool of signal, or takes it from the folder."""
-    if (work / name / "manifest.json").is_file():
-        return mr.load_events(work / name)
-    if name in BACKGROUNDS:
-        seed, number, _ = BACKGROUNDS[name]
-        return mr.simulate(name, seed=seed, n_generated=number, workers=1, out=work / name)
-    number, seed, masses = POOLS[name]
-    card = soft_jet_card(mr.load_card(CARD), SOFT_PT, SOFT_SLOTS)
-    return mr.simulate(card, number, masses, seed, workers=1, out=work / name)
 
 
 def signal_in_bins(pool: Events, ratio: BackgroundRatio, grid: torch.Tensor) -> torch.Tensor:
@@ -96,7 +80,7 @@ def measured(sample: Events, work: Path) -> tuple[Reach, BackgroundRatio]:
     background = BinnedBackground(
         names=tuple(BACKGROUNDS),
         counts=total.clamp_min(0),
-        uncertainties=torch.tensor([error for *_, error in BACKGROUNDS.values()]).double(),
+        uncertainties=torch.tensor([UNCERTAINTIES[name] for name in BACKGROUNDS]).double(),
         simulated=squares.sqrt() / total.sum(0).clamp_min(1e-9),
     )
     axes = torch.arange(400.0, 651.0, 25.0), torch.arange(50.0, 501.0, 25.0)
@@ -126,7 +110,7 @@ def main() -> None:
         reach_over_plane(found).write_html(arguments.figure)
     results = {
         "command": "python tests/benchmarks/reach.py --sample PLANE --work FOLDER --record",
-        "seed": {"classifier": 1, **{name: seed for name, (seed, *_) in BACKGROUNDS.items()}},
+        "seed": {"classifier": 1, **{name: seed for name, (seed, _) in BACKGROUNDS.items()}},
         "separation": ratio.separation,
         "edges_of_log_ratio": list(EDGES),
         "background_in_bins": found.background.counts.tolist(),

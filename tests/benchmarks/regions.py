@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pools import CARD, NAMES, POOLS, simulated
 from reconstruction import STUDIES, samples_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,7 +40,7 @@ from massrecon.inference.calibration import (
 )
 from massrecon.inference.griddensity import at_points
 from massrecon.inference.likelihood import MassLikelihood, mass_likelihood, with_outliers
-from massrecon.inference.morphing import DetectorShift, morphed, soft_jet_card
+from massrecon.inference.morphing import DetectorShift, morphed
 from massrecon.inference.neyman import NeymanRegions
 from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.pseudo import FARTHEST, experiments, ratio_statistic, totals
@@ -49,12 +50,9 @@ from massrecon.inference.systematics import MassShift, Systematics, slope_of
 from massrecon.provenance import versions, write_json
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
-CARD = "wino_udd"
-NAMES = ("chi20", "chi10")
 SIZES = (1, 5, 10, 30)
 LEVELS = (0.68, 0.95)
 JET_SCALE = 0.02  # one standard deviation
-SOFT_PT, SOFT_SLOTS = 18.0, 14
 # a normal distribution of five values: nodes and weights of Gauss and Hermite
 NODES = {"down2": -2.857, "down1": -1.3556, "none": 0.0, "up1": 1.3556, "up2": 2.857}
 PROBABILITIES = {
@@ -69,22 +67,12 @@ SIGMAS = {
     "resolution": "10 % of the resolution of jets",
     "soft": "5 GeV in each component of ptmiss",
 }
-POOLS: dict[str, tuple[int, int, dict[str, list[int]]]] = {
-    "fit": (36_000, 912, {"chi20": [400, 450, 500, 550, 600, 650],
-                          "chi10": [50, 150, 250, 350, 450]}),
-    "fit_more": (30_000, 902, {"chi20": [350, 420, 490, 560, 630, 700],
-                               "chi10": [30, 130, 230, 330, 430, 530]}),
-    "test": (19_500, 901, {"chi20": [425, 525, 575, 625], "chi10": [100, 200, 300, 400]}),
-    "test_more": (45_000, 921, {"chi20": [425, 525, 575, 625], "chi10": [100, 200, 300, 400]}),
-}  # fmt: skip
-"""Number of events, seed and masses of each pool."""
 STRIDES = {
     "fit": {"down1": 2, "up1": 2},
     "fit_more": dict.fromkeys(("down2", "down1", "up1", "up2"), 2),
 }
 JUDGED = (400.0, 650.0)  # of the first mass: the training sample goes 50 GeV further
-BACKGROUNDS = {"background_wh": 903, "background_tth": 904}
-GENERATED = 40_000
+BACKGROUNDS = ("background_wh", "background_tth")
 LUMINOSITY = 3000.0
 CUT = -2.0  # on log w
 SHARE = (0.5, 0.1)  # of background among the selected, and how well it is known
@@ -101,19 +89,11 @@ class Bench:
     work: Path
     ratio: BackgroundRatio
 
-    def pool(self, name: str) -> Events:
-        """Simulates a pool of signal with soft jets, or takes it from the folder."""
-        if (self.work / name / "manifest.json").is_file():
-            return mr.load_events(self.work / name)
-        number, seed, masses = POOLS[name]
-        card = soft_jet_card(mr.load_card(CARD), SOFT_PT, SOFT_SLOTS)
-        return mr.simulate(card, number, masses, seed, workers=1, out=self.work / name)
-
     def table(self, pool: str, variant: str) -> dict[str, Tensor]:
         """Reads the events of a pool with the model, as they are or shifted."""
         path = self.work / "tables" / f"{pool}_{variant}.safetensors"
         if not path.is_file():
-            events = self.pool(pool)
+            events = simulated(pool, self.work)
             if variant != "none":
                 stride = STRIDES.get(pool, {}).get(variant, 1 if variant.endswith("1") else 4)
                 events = events[torch.arange(len(events)) % stride == 0]
@@ -137,20 +117,6 @@ class Bench:
 
 def shift_of(variant: str) -> DetectorShift:
     return OTHERS.get(variant) or DetectorShift(jet_scale=JET_SCALE * NODES[variant])
-
-
-def backgrounds(work: Path) -> dict[str, Events]:
-    """Simulates the backgrounds, or takes them from the folder."""
-    found = {}
-    for name, seed in BACKGROUNDS.items():
-        folder = work / name
-        there = (folder / "manifest.json").is_file()
-        found[name] = (
-            mr.load_events(folder)
-            if there
-            else mr.simulate(name, seed=seed, n_generated=GENERATED, workers=1, out=folder)
-        )
-    return found
 
 
 @dataclasses.dataclass
@@ -376,7 +342,7 @@ def coverage(bench: Bench, grid: Grid, number: int) -> dict[str, Any]:
 def background_table(bench: Bench) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads the background with the model, weighted by what is expected, and cut as the signal."""
     parts, account = [], {}
-    for name, events in backgrounds(bench.work).items():
+    for name, events in {name: simulated(name, bench.work) for name in BACKGROUNDS}.items():
         path = bench.work / "tables" / f"{name}.safetensors"
         if not path.is_file():
             bench.read(events, path)
@@ -482,7 +448,7 @@ def main() -> None:
     held_out = sample.split("masses", (1 - share, share), seed=study.seed)[1]
     model, prior = mr.load_model(arguments.model), TrainingPrior.from_events(train)
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))[:12_000]
-    found = backgrounds(arguments.work)
+    found = {name: simulated(name, arguments.work) for name in BACKGROUNDS}
     yields = {name: float(events.expected(LUMINOSITY).sum()) for name, events in found.items()}
     ratio = BackgroundRatio.fit(train[some], found, yields, seed=1)
     bench = Bench(model, prior, arguments.work, ratio)
