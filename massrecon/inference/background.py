@@ -1,35 +1,25 @@
-r"""Signal and background in one likelihood: a weight for each event, and an unknown share.
+r"""How much an event looks like background: the ratio of densities, from a classifier.
 
-With r_i(m) = p(y_i | m) / p(y_i | signal) from `massrecon.inference.likelihood` and the ratio
+    w_i = p(y_i | background) / p(y_i | signal)
 
-    w_i = p(y_i | background) / p(y_i | signal),
-
-where "signal" is the whole training sample, the likelihood of N events of which a share f is
-background is, up to a constant,
-
-    L(m, f) = prod_i [(1 - f) r_i(m) + f w_i].
-
-An event that looks like background then counts little, however sharp its masses are. The share is
-not known and profiled (`share_profile`); with expected rates the number of events counts too,
-
-    L(m, b) = exp(-s(m) - b) prod_i [s(m) r_i(m) + b w_i] exp(-(b - b_0)^2 / 2 sigma^2)
-
-(`extended_likelihood`), whose s(m) knows that heavier particles are made more rarely.
-
-w comes from a classifier of observables of the event (boosted trees), trained with equal weight on
+comes from a classifier of observables of the event (boosted trees), trained with equal weight on
 signal and background, so that its odds are w. Events are judged by trees that did not see them
-(cross-fitting), and the odds are calibrated by two numbers fitted to those judgements.
+(cross-fitting), and the odds are calibrated by two numbers fitted to those judgements. What to do
+with w is in `massrecon.inference.composition`::
+
+    ratio = BackgroundRatio.fit(signal, {"tth": tth, "wh": wh})
+    share = BackgroundShare(log_background=ratio(events))
+    print(massrecon.measure(model, events, background=share))
 
 References:
     K. Cranmer, J. Pavez and G. Louppe, arXiv:1506.02169, section 2 (calibrated classifiers as
-    likelihood ratios); R. Barlow, Nucl. Instrum. Meth. A 297 (1990) 496 (extended likelihood).
+    likelihood ratios).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,15 +28,13 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from massrecon.errors import InputError, ShapeError
+from massrecon.errors import InputError
 from massrecon.events.container import Events
-from massrecon.inference.pseudo import FARTHEST
 from massrecon.kinematics import fourvectors as fv
 
 _FOLDS = 5
 _FARTHEST_ODDS = 14.0
 _FEWEST = 100  # events of either kind
-_SHARES = 41
 
 
 def observables(events: Events) -> tuple[Tensor, tuple[str, ...]]:
@@ -211,167 +199,3 @@ def _area(odds: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
     good, mass = label[order], weight[order]
     below = np.cumsum(mass * ~good)
     return float((mass * good * below).sum() / ((mass * good).sum() * (mass * ~good).sum()))
-
-
-def mixed(log_ratio: Tensor, log_background: Tensor, share: float) -> Tensor:
-    """Mixes signal and background: log[(1 - f) r + f w] of each event.
-
-    Args:
-        log_ratio: log r of signal at G mass points, shape ``(N, G)``.
-        log_background: log w, shape ``(N,)``.
-        share: Share f of background, in [0, 1].
-
-    Raises:
-        InputError: If the share is not in [0, 1].
-    """
-    if not 0 <= share <= 1:
-        raise InputError(f"'share' should be in [0, 1], got {share}.")
-    if share == 0:
-        return log_ratio
-    background = (log_background.to(log_ratio) + math.log(share)).unsqueeze(1)
-    if share == 1:
-        return background.expand_as(log_ratio)
-    return torch.logaddexp(log_ratio + math.log1p(-share), background)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ShareProfile:
-    """The likelihood of the share of background, and of the masses, each profiled by the other.
-
-    Attributes:
-        shares: Shares f, rising, shape ``(F,)``.
-        log_likelihood: log L of each share at its best masses, less the maximum, shape ``(F,)``.
-        best: The most likely share.
-        low: Lower end of the interval where log L falls by less than 1/2.
-        high: Upper end.
-        total: log L of the masses at their best share, shape ``(G,)``.
-    """
-
-    shares: Tensor
-    log_likelihood: Tensor
-    best: float
-    low: float
-    high: float
-    total: Tensor
-
-
-def share_profile(
-    log_ratio: Tensor,
-    log_background: Tensor,
-    shares: Sequence[float] | None = None,
-    constraint: tuple[float, float] | None = None,
-) -> ShareProfile:
-    """Profiles masses and share of background of N events against each other.
-
-    Args:
-        log_ratio: log r of signal at G mass points, -inf where it is not allowed, ``(N, G)``.
-        log_background: log w, shape ``(N,)``.
-        shares: Shares to try, rising, in [0, 1]; 41 even ones if not given.
-        constraint: What is known of the share, as mean and standard deviation.
-
-    Raises:
-        ShapeError: If the shapes do not fit.
-        InputError: If there are no events, or the shares do not rise from 0 to at most 1.
-    """
-    if log_ratio.ndim != 2 or log_background.shape != log_ratio.shape[:1]:
-        raise ShapeError(
-            f"'log_ratio' should have shape (N, G) and 'log_background' (N,), got "
-            f"{tuple(log_ratio.shape)} and {tuple(log_background.shape)}."
-        )
-    grid = torch.linspace(0, 1, _SHARES).double() if shares is None else torch.tensor(shares)
-    grid = grid.double()
-    rising = len(grid) > 2 and bool((grid.diff() > 0).all())
-    if len(log_ratio) == 0 or not rising or float(grid[0]) < 0 or float(grid[-1]) > 1:
-        raise InputError(
-            "'shares' should be three or more rising values in [0, 1], of some events."
-        )
-    allowed = (log_ratio > -math.inf).any(0)
-    log_r = log_ratio.double().clamp_min(FARTHEST)
-    rows = torch.stack([mixed(log_r, log_background, f).sum(0) for f in grid.tolist()])
-    if constraint is not None:
-        rows -= 0.5 * ((grid - constraint[0]) / constraint[1]).square().unsqueeze(1)
-    rows = rows.masked_fill(~allowed, -math.inf)
-    curve = rows.amax(1)
-    best, low, high = interval_of(grid, curve)
-    return ShareProfile(
-        shares=grid,
-        log_likelihood=curve - curve.max(),
-        best=best,
-        low=low,
-        high=high,
-        total=rows.amax(0),
-    )
-
-
-def interval_of(x: Tensor, log_likelihood: Tensor, drop: float = 0.5) -> tuple[float, float, float]:
-    """Finds maximum and interval of a likelihood, by a parabola and by linear interpolation.
-
-    Args:
-        x: Rising values, shape ``(F,)``.
-        log_likelihood: log L, shape ``(F,)``.
-        drop: By how much log L falls to the ends of the interval.
-
-    Returns:
-        The best value, and the lower and upper ends; the ends of `x` where it does not fall so far.
-    """
-    x, y = x.double(), log_likelihood.double()
-    i = int(y.argmax())
-    best, top = float(x[i]), float(y[i])
-    if 0 < i < len(x) - 1:
-        a, b = float(x[i - 1] - x[i]), float(x[i + 1] - x[i])
-        da, db = float(y[i - 1] - y[i]), float(y[i + 1] - y[i])
-        curvature = (da / a - db / b) / (a - b)
-        if math.isfinite(curvature) and curvature < 0:
-            slope = da / a - curvature * a
-            best, top = best - slope / (2 * curvature), top - slope**2 / (4 * curvature)
-    below, level = (y < top - drop).tolist(), top - drop
-    ends = [float(x[0]), float(x[-1])]
-    for side, order in enumerate((range(i, 0, -1), range(i, len(x) - 1))):
-        for k in order:
-            other = k - 1 if side == 0 else k + 1
-            if below[other]:
-                share = (float(y[k]) - level) / max(float(y[k] - y[other]), 1e-300)
-                ends[side] = float(x[k]) + min(max(share, 0.0), 1.0) * float(x[other] - x[k])
-                break
-    return best, ends[0], ends[1]
-
-
-def extended_likelihood(
-    log_ratio: Tensor,
-    log_background: Tensor,
-    signal_yield: Tensor,
-    background_yield: tuple[float, float],
-    strengths: Sequence[float] = (1.0,),
-) -> Tensor:
-    """Computes log L of the masses with the expected rates, profiled over the background.
-
-    Args:
-        log_ratio: log r of signal at G mass points, -inf where it is not allowed, ``(N, G)``.
-        log_background: log w, shape ``(N,)``.
-        signal_yield: Expected signal events s(m), shape ``(G,)``.
-        background_yield: Expected background events b_0 and their uncertainty.
-        strengths: Factors of the expected signal to try; several if its cross-section is not
-            known, and the best one counts.
-
-    Returns:
-        log L, -inf where the masses are not allowed, float64, shape ``(G,)``.
-
-    Raises:
-        InputError: If a yield is negative, or both are zero.
-    """
-    b_0, sigma = background_yield
-    if not b_0 >= 0 or not sigma >= 0 or bool((signal_yield < 0).any()):
-        raise InputError("Expected yields and their uncertainty should not be negative.")
-    steps = torch.linspace(-4, 4, 33).tolist() if sigma > 0 else [0.0]
-    allowed = (log_ratio > -math.inf).any(0) if len(log_ratio) else signal_yield > 0
-    log_r = log_ratio.double().clamp_min(FARTHEST)
-    best = torch.full_like(signal_yield, -math.inf, dtype=torch.float64)
-    for z, strength in itertools.product(steps, strengths):
-        b = b_0 + z * sigma
-        if b < 0:
-            continue
-        s = strength * signal_yield.double()
-        log_b = log_background.double().unsqueeze(1) + math.log(max(b, 1e-300))
-        density = torch.logaddexp(log_r + s.clamp_min(1e-300).log(), log_b)
-        best = torch.maximum(best, density.sum(0) - s - b - 0.5 * z**2)
-    return best.masked_fill(~allowed, -math.inf)

@@ -23,6 +23,13 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, unknown_name
 from massrecon.events.container import Events
+from massrecon.inference.composition import (
+    Composition,
+    Profile,
+    at_logit,
+    mixed,
+    share_table,
+)
 from massrecon.inference.densities import GridDensities, MassDensities, densities_of
 from massrecon.inference.goodness import Goodness, goodness
 from massrecon.inference.gridposterior import GridPosterior
@@ -71,6 +78,7 @@ class _Sample:
     calibration: Calibration | None
     outliers: float
     log_term: LogTerm | None
+    background: Composition | None
 
     @property
     def own_axes(self) -> Mapping[str, Tensor] | None:
@@ -85,17 +93,49 @@ class _Sample:
         return log_ratios(self.densities, axes, self.trained, **options)
 
     def halves(self, axes: Mapping[str, Tensor], stride: int = 1) -> Tensor:
-        """Adds up log r of the events with even and with odd number, shape ``(2, G)``."""
+        """Adds up log r of the events with even and with odd number, shape ``(2, G)``.
+
+        Background is profiled over all events together.
+        """
         points = product_points([axes[name] for name in self.densities.names])
-        total = torch.zeros(2, len(points), dtype=torch.float64)
-        for rows, found in self.ratios(axes, stride):
-            weight = None if self.weight is None else self.weight[rows]
-            for half in (0, 1):
-                own = None if weight is None else weight[half::2]
-                total[half] += weighted_total(found[half::2], own)
+        if self.background is None:
+            total = self._tables(axes, stride)
+        else:
+            tables = self._tables(axes, stride)
+            found = self._profile(tables, points, stride)
+            total = torch.stack([at_logit(tables[:, half], found.logit) for half in (0, 1)])
+            rest = torch.where(found.total > -torch.inf, found.total - total.sum(0), 0.0)
+            total = total + 0.5 * rest
         if self.log_term is not None:
-            total += 0.5 * self.log_term(points)
+            total = total + 0.5 * self.log_term(points)
         return total
+
+    def composed(self, axes: Mapping[str, Tensor]) -> Profile | None:
+        """Finds the composition of all events; None if there is only signal."""
+        if self.background is None:
+            return None
+        points = product_points([axes[name] for name in self.densities.names])
+        return self._profile(self._tables(axes, 1), points, 1)
+
+    def _profile(self, tables: Tensor, points: Tensor, stride: int) -> Profile:
+        assert self.background is not None
+        weight = torch.ones(len(self.densities)) if self.weight is None else self.weight
+        n = float(weight[::stride].sum())
+        return self.background.profile(tables.sum(1), points, n, n / float(weight.sum()))
+
+    def _tables(self, axes: Mapping[str, Tensor], stride: int) -> Tensor:
+        """Adds up both halves, ``(2, G)``; with background at each share, ``(61, 2, G)``."""
+        totals: list[Tensor | float] = [0.0, 0.0]
+        for rows, found in self.ratios(axes, stride):
+            for half in (0, 1):
+                own = found[half::2]
+                weight = None if self.weight is None else self.weight[rows][half::2]
+                if self.background is None:
+                    totals[half] = totals[half] + weighted_total(own, weight)
+                else:
+                    log_w = self.background.log_background[rows][half::2]
+                    totals[half] = totals[half] + share_table(own, log_w, weight)
+        return torch.stack([torch.as_tensor(t) for t in totals], dim=-2)
 
 
 def measure(
@@ -109,6 +149,7 @@ def measure(
     calibration: Calibration | None = None,
     outliers: float = OUTLIERS,
     log_term: LogTerm | None = None,
+    background: Composition | None = None,
     step: float = STEP,
     n_samples: int = 512,
     seed: int = 0,
@@ -126,7 +167,9 @@ def measure(
         training_prior: The prior to divide out; None for the one that the model recorded.
         calibration: A correction of log r, see `massrecon.inference.likelihood.Calibration`.
         outliers: Share of events that are taken to tell nothing.
-        log_term: A further term of log L, such as that of the expected number of events.
+        log_term: A further term of log L of the masses, such as that of another measurement.
+        background: What is known of background among the events: a `BackgroundShare` or the
+            `ExpectedRates` of `massrecon.inference.composition`; None for signal alone.
         step: Distance of the points of the first grid [GeV].
         n_samples: Number of draws where a density has to be estimated from draws.
         seed: Seed of these draws.
@@ -137,20 +180,23 @@ def measure(
     Raises:
         InputError: If there are no events, an argument is out of range, the events exclude all
             masses, or the training prior is not known.
-        ShapeError: If there is not one weight for each event.
+        ShapeError: If there is not one weight, or one ratio of the background, for each event.
     """
     if prior not in ("flat", "training"):
         raise unknown_name("prior", str(prior), ("flat", "training"))
     sample = _sample(
-        source, events, weights, training_prior, calibration, outliers, log_term, n_samples, seed
-    )
+        source, events, weights, training_prior, calibration, outliers, log_term, background,
+        n_samples, seed,
+    )  # fmt: skip
     region = _searched(sample.trained.region, sample.trained.names, masses)
     axes, halves = _converged(sample, region, prior, step)
     posterior = _posterior(sample.trained, region, prior, axes, halves.sum(0))
     n_events = len(sample.densities)
+    composed = sample.composed(axes)
     return MassMeasurement(
         posterior=posterior,
-        goodness=_goodness(sample, posterior, region, halves),
+        goodness=_goodness(sample, posterior, region, halves, composed),
+        composition={} if composed is None else composed.found,
         n_events=n_events,
         effective_events=_effective(weights, n_events),
         prior=prior,
@@ -172,6 +218,7 @@ def _sample(
     calibration: Calibration | None,
     outliers: float,
     log_term: LogTerm | None,
+    background: Composition | None,
     n_samples: int,
     seed: int,
 ) -> _Sample:
@@ -190,6 +237,11 @@ def _sample(
             )
         if not bool(weights.isfinite().all()) or not float(weights.sum()) > 0:
             raise InputError("'weights' should be finite and add up to a positive number.")
+    if background is not None and background.log_background.shape != (len(densities),):
+        raise ShapeError(
+            f"'background' should have one ratio for each of {len(densities)} events, got shape "
+            f"{tuple(background.log_background.shape)}."
+        )
     return _Sample(
         densities=densities,
         trained=checked_prior(densities, known),
@@ -197,6 +249,7 @@ def _sample(
         calibration=calibration,
         outliers=outliers,
         log_term=log_term,
+        background=background,
     )
 
 
@@ -271,7 +324,11 @@ def _posterior(
 
 
 def _goodness(
-    sample: _Sample, posterior: GridPosterior, region: MassRegion, halves: Tensor
+    sample: _Sample,
+    posterior: GridPosterior,
+    region: MassRegion,
+    halves: Tensor,
+    composed: Profile | None,
 ) -> Goodness:
     """Takes the densities around the measured masses and judges them."""
     best, axes, steps = posterior.mode().tolist(), {}, []
@@ -285,6 +342,9 @@ def _goodness(
             axes[name] = own[nearest - 1 : nearest + 2]
         steps.append(float(axes[name][1] - axes[name][0]))
     around = torch.cat([found for _, found in sample.ratios(axes)])
+    if composed is not None and sample.background is not None:
+        share = float(composed.logit[composed.total.argmax()].sigmoid())
+        around = mixed(around, sample.background.log_background, share)
     tops = []
     for part in (halves[0], halves[1], halves.sum(0)):
         tops.append(float(part.amax()))

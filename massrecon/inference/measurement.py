@@ -43,6 +43,8 @@ class MassMeasurement:
         source: What the densities came from.
         region: Where the masses may lie.
         grid_error: Relative difference of the norm on every other point of the grid.
+        composition: Best value and ends of the 68 % interval of the share or the number of
+            background events, by name; empty for signal alone.
         truth: True masses [GeV], shape ``(M,)``, where the events know them and agree.
         symbols: Symbols of the masses in HTML, by name, where the process is known.
         provenance: Where model and events come from.
@@ -57,6 +59,7 @@ class MassMeasurement:
     source: str
     region: MassRegion
     grid_error: float
+    composition: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     truth: Tensor | None = None
     symbols: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -124,6 +127,7 @@ class MassMeasurement:
             "source": self.source,
             "grid_error": self.grid_error,
             "goodness": self.goodness.to_dict(),
+            "composition": {name: list(found) for name, found in self.composition.items()},
             "notes": self.notes,
         }
         if self.truth is not None:
@@ -189,6 +193,7 @@ class MassMeasurement:
             source=own["source"],
             region=MassRegion(tuple(region["low"]), tuple(region["high"]), gaps),
             grid_error=own["grid_error"],
+            composition={k: tuple(v) for k, v in own.get("composition", {}).items()},
             truth=tensors.get("truth"),
             symbols=content["symbols"],
             provenance=content["provenance"],

@@ -32,12 +32,13 @@ from torch import Tensor
 import massrecon as mr
 from massrecon.events.container import Events
 from massrecon.inference import sbc
-from massrecon.inference.background import BackgroundRatio, mixed
+from massrecon.inference.background import BackgroundRatio
 from massrecon.inference.calibration import (
     CalibrationReport,
     calibration_curve,
     calibration_report,
 )
+from massrecon.inference.composition import mixed
 from massrecon.inference.griddensity import at_points
 from massrecon.inference.likelihood import MassLikelihood, mass_likelihood, with_outliers
 from massrecon.inference.morphing import DetectorShift, morphed

@@ -1,0 +1,315 @@
+r"""What a sample is made of: signal, and background of an unknown share or of an expected rate.
+
+With r_i(m) = p(y_i | m) / p(y_i | signal) from `massrecon.inference.likelihood` and the ratio
+
+    w_i = p(y_i | background) / p(y_i | signal),
+
+where "signal" is the whole training sample, N events of which a share f is background have, up to a
+constant,
+
+    log L(m, f) = T(m, f) = sum_i log[(1 - f) r_i(m) + f w_i].
+
+An event that looks like background then counts little, however sharp its masses are. The share is
+not known and profiled (`BackgroundShare`). With expected rates s(m) and b, whose uncertainties are
+profiled, the number of events counts too (`ExpectedRates`), and f = b / (s + b):
+
+    log L(m, b) = T(m, f) + N log(s + b) - s - b - (b - b_0)^2 / 2 sigma^2.
+
+T is added up once at 61 shares, evenly spaced in logit f from 1e-4 to 1 - 1e-4, in which every term
+of it is smooth, and taken in between with cubics: any knowledge of the rates costs no further pass
+over the events.
+
+References:
+    R. Barlow, Nucl. Instrum. Meth. A 297 (1990) 496 (extended likelihood).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from massrecon.errors import InputError, ShapeError
+from massrecon.inference.likelihood import weighted_total
+from massrecon.inference.pseudo import FARTHEST
+
+LOGITS = torch.linspace(-9.21, 9.21, 61, dtype=torch.float64)
+"""Log-odds of background at which T is known."""
+
+_SIGMAS = 4.0
+_STEPS = 33
+_FEW_STEPS = 9
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Profile:
+    """The likelihood of the masses at their best composition, and of the composition.
+
+    Attributes:
+        total: log L, -inf where the masses are not allowed, shape ``(G,)``.
+        logit: Log-odds of background there, shape ``(G,)``.
+        found: Best value, lower and upper end of the 68 % interval of each quantity, by name.
+    """
+
+    total: Tensor
+    logit: Tensor
+    found: dict[str, tuple[float, float, float]]
+
+
+class Composition(ABC):
+    """What is known of signal and background in a sample of N events.
+
+    Attributes:
+        log_background: log w of each event, as of `massrecon.inference.background`, ``(N,)``.
+    """
+
+    log_background: Tensor
+
+    @abstractmethod
+    def profile(self, table: Tensor, points: Tensor, n: float, part: float = 1.0) -> Profile:
+        """Finds the best composition at each mass point.
+
+        Args:
+            table: T at `LOGITS` and G mass points, see `share_table`, shape ``(61, G)``.
+            points: The mass points [GeV], shape ``(G, M)``.
+            n: Number of events in the table.
+            part: Which part of all events they are.
+        """
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BackgroundShare(Composition):
+    """An unknown share of background; the number of events tells nothing.
+
+    Attributes:
+        log_background: log w of each event, shape ``(N,)``.
+        constraint: What is known of the share, as mean and standard deviation; None for nothing.
+
+    Raises:
+        InputError: If the constraint is not possible.
+    """
+
+    log_background: Tensor
+    constraint: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.constraint is not None and not (
+            0 <= self.constraint[0] <= 1 and self.constraint[1] > 0
+        ):
+            raise InputError(
+                "'constraint' should be a share in [0, 1] and a positive uncertainty, got "
+                f"{self.constraint}."
+            )
+
+    def profile(self, table: Tensor, points: Tensor, n: float, part: float = 1.0) -> Profile:
+        """Finds the best share at each mass point."""
+        if self.constraint is not None:
+            mean, sigma = self.constraint
+            off = (LOGITS.sigmoid() - mean) / sigma
+            table = table - 0.5 * part * off.square().unsqueeze(1)
+        total, logit = highest(table)
+        interval = interval_of(LOGITS, table.amax(1))
+        best, low, high = torch.tensor(interval, dtype=torch.float64).sigmoid().tolist()
+        return Profile(total=total, logit=logit, found={"share of background": (best, low, high)})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExpectedRates(Composition):
+    """Expected numbers of events: heavier particles are made more rarely.
+
+    Attributes:
+        log_background: log w of each event, shape ``(N,)``.
+        signal: Gives the expected signal events at mass points ``(G, M)`` [GeV], shape ``(G,)``,
+            such as a `massrecon.inference.rates.YieldMap` at a luminosity.
+        background: Expected background events and their standard deviation.
+        signal_uncertainty: Relative standard deviation of the expected signal.
+
+    Raises:
+        InputError: If a number is negative, or no background is expected.
+    """
+
+    log_background: Tensor
+    signal: Callable[[Tensor], Tensor]
+    background: tuple[float, float]
+    signal_uncertainty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.background[0] > 0 and self.background[1] >= 0):
+            raise InputError(
+                "'background' should be a positive number of events and its uncertainty, got "
+                f"{self.background}."
+            )
+        if not self.signal_uncertainty >= 0:
+            raise InputError(
+                f"'signal_uncertainty' should not be negative, got {self.signal_uncertainty}."
+            )
+
+    def profile(self, table: Tensor, points: Tensor, n: float, part: float = 1.0) -> Profile:
+        """Finds the best rates at each mass point, within their uncertainties."""
+        expected = part * self.signal(points).double()
+        if bool((expected < 0).any()):
+            raise InputError("The expected signal should not be negative.")
+        best = torch.full_like(expected, -math.inf)
+        logit = torch.zeros_like(expected)
+        curves: dict[float, float] = {}
+        for b, s, penalty in self._rates(expected, part):
+            odds = math.log(b) - s.clamp_min(1e-300).log()
+            rate = s + b
+            value = at_logit(table, odds) + n * rate.log() - rate - penalty
+            logit = torch.where(value > best, odds, logit)
+            best = torch.maximum(best, value)
+            curves[b / part] = max(curves.get(b / part, -math.inf), float(value.max()))
+        return Profile(
+            total=best, logit=logit.clamp(float(LOGITS[0]), float(LOGITS[-1])),
+            found={"background events": _interval_of_curve(curves)},
+        )  # fmt: skip
+
+    def _rates(self, expected: Tensor, part: float) -> Any:
+        b_0, sigma = self.background
+        for z in _steps(sigma, _STEPS):
+            b = part * (b_0 + z * sigma)
+            if b <= 0:
+                continue
+            for y in _steps(self.signal_uncertainty, _FEW_STEPS):
+                strength = math.exp(y * math.log1p(self.signal_uncertainty))
+                yield b, strength * expected, 0.5 * part * (z**2 + y**2)
+
+
+def _steps(uncertainty: float, number: int) -> list[float]:
+    return torch.linspace(-_SIGMAS, _SIGMAS, number).tolist() if uncertainty > 0 else [0.0]
+
+
+def _interval_of_curve(curve: dict[float, float]) -> tuple[float, float, float]:
+    if len(curve) < 3:
+        only = max(curve, key=lambda b: curve[b])
+        return only, only, only
+    values = torch.tensor(list(curve), dtype=torch.float64)
+    return interval_of(values, torch.tensor(list(curve.values()), dtype=torch.float64))
+
+
+def mixed(log_ratio: Tensor, log_background: Tensor, share: float) -> Tensor:
+    """Mixes signal and background: log[(1 - f) r + f w] of each event.
+
+    Args:
+        log_ratio: log r of signal at G mass points, shape ``(N, G)``.
+        log_background: log w, shape ``(N,)``.
+        share: Share f of background, in [0, 1].
+
+    Raises:
+        InputError: If the share is not in [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"'share' should be in [0, 1], got {share}.")
+    if share == 0:
+        return log_ratio
+    background = (log_background.to(log_ratio) + math.log(share)).unsqueeze(1)
+    if share == 1:
+        return background.expand_as(log_ratio)
+    return torch.logaddexp(log_ratio + math.log1p(-share), background)
+
+
+def share_table(log_ratio: Tensor, log_background: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Adds up T = sum_i log[(1 - f) r_i + f w_i] at the shares of `LOGITS`.
+
+    Args:
+        log_ratio: log r of signal at G mass points, -inf where it is not allowed, ``(N, G)``.
+        log_background: log w, shape ``(N,)``.
+        weight: Weights of the events, shape ``(N,)``; one if not given.
+
+    Returns:
+        T, -inf where no event allows the masses, float64, shape ``(61, G)``.
+
+    Raises:
+        ShapeError: If the shapes do not fit.
+    """
+    if log_ratio.ndim != 2 or log_background.shape != log_ratio.shape[:1]:
+        raise ShapeError(
+            f"'log_ratio' should have shape (N, G) and 'log_background' (N,), got "
+            f"{tuple(log_ratio.shape)} and {tuple(log_background.shape)}."
+        )
+    log_r = log_ratio.double().clamp_min(FARTHEST)
+    rows = [
+        weighted_total(mixed(log_r, log_background, f), weight) for f in LOGITS.sigmoid().tolist()
+    ]
+    table = torch.stack(rows)
+    if len(log_ratio):
+        table = table.masked_fill(~(log_ratio > -math.inf).any(0), -math.inf)
+    return table
+
+
+def at_logit(table: Tensor, logit: Tensor) -> Tensor:
+    """Interpolates T at one share for each mass point, with cubics; the ends hold outside.
+
+    Args:
+        table: T at `LOGITS`, shape ``(61, G)``.
+        logit: Log-odds of background, shape ``(G,)``.
+    """
+    step = float(LOGITS[1] - LOGITS[0])
+    place = ((logit - LOGITS[0]) / step).clamp(0, len(LOGITS) - 1)
+    left = place.floor().long().clamp(1, len(LOGITS) - 3)
+    t = place - left
+    weights = (
+        -t * (t - 1) * (t - 2) / 6,
+        (t + 1) * (t - 1) * (t - 2) / 2,
+        -(t + 1) * t * (t - 2) / 2,
+        (t + 1) * t * (t - 1) / 6,
+    )
+    known = table.clamp_min(-1e300)  # -inf times a weight of zero is not a number
+    total = torch.zeros_like(t)
+    for k, own in enumerate(weights, -1):
+        total += own * known.gather(0, (left + k).unsqueeze(0))[0]
+    return torch.where(table[0] == -math.inf, -math.inf, total)
+
+
+def highest(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds maximum and place over the shares by parabolas, ``(61, G)`` -> two of ``(G,)``."""
+    step = float(LOGITS[1] - LOGITS[0])
+    centre = table.argmax(0).clamp(1, len(LOGITS) - 2)
+    low, mid, high = (table.gather(0, (centre + k).unsqueeze(0))[0] for k in (-1, 0, 1))
+    curvature = low - 2 * mid + high
+    shift = torch.where(curvature < 0, 0.5 * (low - high) / curvature, 0.0)
+    shift = shift.nan_to_num(0.0).clamp(-1, 1)
+    top = mid + 0.5 * (high - low) * shift + 0.5 * curvature * shift.square()
+    allowed = table[0] > -math.inf
+    return (
+        torch.where(allowed, top, -math.inf),
+        torch.where(allowed, LOGITS[centre] + step * shift, 0.0),
+    )
+
+
+def interval_of(x: Tensor, log_likelihood: Tensor, drop: float = 0.5) -> tuple[float, float, float]:
+    """Finds maximum and interval of a likelihood, by a parabola and by linear interpolation.
+
+    Args:
+        x: Rising values, shape ``(F,)``.
+        log_likelihood: log L, shape ``(F,)``.
+        drop: By how much log L falls to the ends of the interval.
+
+    Returns:
+        The best value, and the lower and upper ends; the ends of `x` where it does not fall so far.
+    """
+    x, y = x.double(), log_likelihood.double()
+    i = int(y.argmax())
+    best, top = float(x[i]), float(y[i])
+    if 0 < i < len(x) - 1:
+        a, b = float(x[i - 1] - x[i]), float(x[i + 1] - x[i])
+        da, db = float(y[i - 1] - y[i]), float(y[i + 1] - y[i])
+        curvature = (da / a - db / b) / (a - b)
+        if math.isfinite(curvature) and curvature < 0:
+            slope = da / a - curvature * a
+            best, top = best - slope / (2 * curvature), top - slope**2 / (4 * curvature)
+    below, level = (y < top - drop).tolist(), top - drop
+    ends = [float(x[0]), float(x[-1])]
+    for side, order in enumerate((range(i, 0, -1), range(i, len(x) - 1))):
+        for k in order:
+            other = k - 1 if side == 0 else k + 1
+            if below[other]:
+                share = (float(y[k]) - level) / max(float(y[k] - y[other]), 1e-300)
+                ends[side] = float(x[k]) + min(max(share, 0.0), 1.0) * float(x[other] - x[k])
+                break
+    return best, ends[0], ends[1]

@@ -1,0 +1,115 @@
+"""The explorer of decays: what it counts, what it shows, and errors while a string is typed."""
+
+from __future__ import annotations
+
+import base64
+import time
+
+import pytest
+
+from massrecon.errors import InputError
+from massrecon.kinematics.legs import DecayLegs
+from massrecon.kinematics.topology import TopologyError
+from massrecon.visual.explore.topology import count_symmetries, explore_topology
+from massrecon.visual.topology import table_figure
+from massrecon.visual.widgets.topology import TopologyExplorer
+
+
+def svg_of(figure: object) -> str:
+    source: str = figure.layout.images[0].source  # type: ignore[attr-defined]
+    return base64.b64decode(source.partition("base64,")[2]).decode()
+
+
+def test_a_decay_string_gives_assignments_and_subsystems() -> None:
+    found = explore_topology(kinds=["a=jet", "b=jet"])
+    assert found.data["visible"] == {"a_a": "jet", "b_a": "jet", "a_b": "jet", "b_b": "jet"}
+    assert found.data["assignments"] == 12  # 4! orders, two of which are the same by exchange
+    assert list(found.data["subsystems"]) == ["a", "b", "ab"]
+    assert list(found.panels) == ["Assignments", "Particles", "Subsystems"]
+    assert len(found.panels["Assignments"].data[0].cells.values[0]) == 12
+    assert "12 distinct ways" in found.reading
+
+
+def test_the_diagram_knows_what_is_not_seen() -> None:
+    svg = svg_of(explore_topology().figure)
+    assert svg.count("stroke:var(--invisible)") == 2 + 1
+    assert "prefers-color-scheme" not in svg  # the paper of figures is white
+
+
+def test_a_card_brings_roles_and_masses() -> None:
+    found = explore_topology(card="wino_udd", decay="never read")
+    assert found.data["symmetries"] == 2 * 6 * 6
+    assert found.data["masses_gev"] == {"chi20": 600.0, "chi10": 200.0}
+    masses = dict(
+        zip(*[found.panels["Particles"].data[0].cells.values[i] for i in (0, 3)], strict=True)
+    )
+    assert masses["chi10_b"] == "chi10: 10 to 2400, here 200"
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_counts_agree_with_the_list(missing: int) -> None:
+    text = "p p > t t, (t > b W, W > q q)"
+    kinds = ["b=jet", "q=jet"]
+    found = explore_topology(text, kinds=kinds, extra=1, missing=missing)
+    assert (
+        found.data["assignments"] == {0: 630, 1: 4095}[missing] or found.data["assignments"] > 630
+    )
+    legs = DecayLegs.of(text, kinds={"b": "jet", "q": "jet"})
+    assert count_symmetries(legs) == legs.n_symmetries == 8
+
+
+def test_too_many_assignments_are_counted_not_listed() -> None:
+    text = "p p > X Y, X > a b c d e f, Y > g h i j k l"
+    kinds = [f"{name}=jet" for name in "abcdefghijkl"]
+    start = time.process_time()
+    found = explore_topology(text, kinds=kinds)
+    assert found.data["assignments"] == 479_001_600 // (720 * 720 * 2)
+    huge = explore_topology(text, kinds=kinds, extra=10)
+    assert time.process_time() - start < 5
+    assert huge.data["assignments"] > 10**8
+    assert huge.panels["Assignments"].data[0].cells.values[0][0] == "too many to list"
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(TopologyError, match="at the mark"):
+        explore_topology("p p > A A, (A > a")
+    with pytest.raises(InputError, match="'kinds' should have entries NAME=KIND"):
+        explore_topology(kinds=["b=<script>"])
+    with pytest.raises(InputError, match="should not be negative"):
+        explore_topology(extra=-1)
+    with pytest.raises(InputError, match="equal length"):
+        table_figure({"a": [1], "b": []}, "")
+
+
+def test_markup_in_a_table_is_text() -> None:
+    figure = table_figure({"name": ["<a href='x'>b</a>"]}, "")
+    assert figure.data[0].cells.values[0][0] == "&lt;a href='x'&gt;b&lt;/a&gt;"
+
+
+def test_while_typing_the_last_good_diagram_stays() -> None:
+    explorer = TopologyExplorer()
+    good = svg_of(explorer.figure)
+    explorer.decay = "p p > A A, (A > a B, B > b"
+    assert "decays 'B' to one particle only" in explorer.failed or explorer.failed
+    assert svg_of(explorer.figure) == good
+    assert "made with decay" in explorer._status.value
+    explorer.decay = "p p > A A, (A > a B, B > b <img src=x onerror=alert(1)>"
+    assert "<img" not in explorer._status.value
+    explorer.decay = "p p > A A, A > a C"
+    assert explorer.failed == ""
+    assert svg_of(explorer.figure) != good
+    assert explorer.found is not None
+    assert list(explorer.found.data["subsystems"]) == ["a"]
+
+
+def test_choosing_a_card_and_typing_on() -> None:
+    explorer = TopologyExplorer()
+    explorer.card = "wino_udd"
+    assert explorer.decay.startswith("p p > chi20 chi1, (chi20 > h chi10")
+    assert explorer.found is not None
+    assert explorer.found.data["symmetries"] == 72
+    explorer.decay = "p p > A A, A > a C"
+    assert explorer.card == ""
+    assert explorer.failed == ""
+    assert "explore_topology" in explorer.code()
+    assert "29_topology" in explorer.command()
