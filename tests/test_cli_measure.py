@@ -35,6 +35,10 @@ def folders(toy_events: ToyEvents, tmp_path_factory: pytest.TempPathFactory) -> 
     p4 = seen.p4.clone()
     p4[:, 3:] *= 1.6
     dataclasses.replace(seen, p4=p4).save(place / "strange")
+    soft = toy_events(300, 3)
+    p4 = soft.p4.clone()
+    p4[:, 3:] *= 0.7
+    dataclasses.replace(soft, p4=p4).save(place / "background")
     return {path.name: path for path in place.iterdir()}
 
 
@@ -76,6 +80,35 @@ def test_training_events_stand_in_for_a_record(folders: dict[str, Path], tmp_pat
     )
     assert found.likeness is not None
     assert found.warnings == found.measurement.notes
+
+
+def test_background_is_counted_where_it_may_be(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = ["measure", str(folders["seen"]), "--model", str(folders["model"])]
+    arguments += ["--masses", "chi10=190:210", "--background", str(folders["background"])]
+    with pytest.raises(InputError, match="pass 'training'"):
+        measure_file(
+            folders["seen"], folders["model"], tmp_path, backgrounds=[folders["background"]]
+        )
+    arguments += ["--training", str(folders["train"]), "--out", str(tmp_path / "out")]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 0, ran.output
+    assert "share of background: " in ran.output
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    best, low, high = results["measurement"]["composition"]["share of background"]
+    assert 0 <= low <= best <= high < 0.6  # all of the 40 events are signal
+    assert results["separation"] > 0.7
+    assert "ROC curve" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    ran = CliRunner().invoke(app, [*arguments, "--luminosity", "3000"])
+    assert "cross-section" in str(ran.exception)  # toys have none
+    with pytest.raises(InputError, match="'luminosity' needs 'backgrounds'"):
+        measure_file(folders["seen"], folders["model"], tmp_path, luminosity=3000.0)
+    with pytest.raises(InputError, match="two backgrounds"):
+        measure_file(
+            folders["seen"], folders["model"], tmp_path, training=folders["train"],
+            backgrounds=[folders["background"]] * 2,
+        )  # fmt: skip
 
 
 def test_the_report_escapes_what_it_is_given(folders: dict[str, Path], tmp_path: Path) -> None:

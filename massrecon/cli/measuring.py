@@ -34,14 +34,29 @@ def measure(
     masses: Annotated[
         list[str] | None, typer.Option(help="NAME=LOW:HIGH [GeV]: range of a mass to search.")
     ] = None,
+    background: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of simulated background that may be among the events; repeat for more."
+        ),
+    ] = None,
+    luminosity: Annotated[
+        float | None,
+        typer.Option(help="Integrated luminosity [fb^-1]: lets the expected rates count, too."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed, where densities are estimated.")] = 0,
 ) -> None:
     """Measure masses from events, simulated or real, and say whether to trust them."""
     from massrecon.runs.measuring import REPORT, measure_file
 
     ranges = dict(_range(text) for text in masses or []) or None
-    found = measure_file(events, model, out, card=card, training=training, masses=ranges, seed=seed)
+    found = measure_file(
+        events, model, out, card=card, training=training, masses=ranges,
+        backgrounds=background or (), luminosity=luminosity, seed=seed,
+    )  # fmt: skip
     typer.echo(str(found.measurement))
+    for name, (best, low, high) in found.measurement.composition.items():
+        typer.echo(f"{name}: {best:.3g}, {low:.3g} to {high:.3g} at 68 %")
     if found.likeness is not None and not found.likeness.alarm:
         typer.echo(str(found.likeness))
     for warning in found.warnings:

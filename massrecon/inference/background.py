@@ -11,6 +11,8 @@ with w is in `massrecon.inference.composition`::
     share = BackgroundShare(log_background=ratio(events))
     print(massrecon.measure(model, events, background=share))
 
+`expected_composition` does both, with the expected rates where a luminosity is given.
+
 References:
     K. Cranmer, J. Pavez and G. Louppe, arXiv:1506.02169, section 2 (calibrated classifiers as
     likelihood ratios).
@@ -19,7 +21,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +32,8 @@ from torch import Tensor
 
 from massrecon.errors import InputError
 from massrecon.events.container import Events
+from massrecon.inference.composition import BackgroundShare, Composition, ExpectedRates
+from massrecon.inference.rates import YieldMap
 from massrecon.kinematics import fourvectors as fv
 
 _FOLDS = 5
@@ -199,3 +203,48 @@ def _area(odds: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
     good, mass = label[order], weight[order]
     below = np.cumsum(mass * ~good)
     return float((mass * good * below).sum() / ((mass * good).sum() * (mass * ~good).sum()))
+
+
+def expected_composition(
+    events: Events,
+    signal: Events,
+    backgrounds: Mapping[str, Events],
+    names: Sequence[str] = (),
+    luminosity: float | None = None,
+    uncertainty: float = 0.3,
+    seed: int = 0,
+) -> tuple[Composition, BackgroundRatio]:
+    """Finds out what is known of signal and background among some events.
+
+    Args:
+        events: The events that are to be measured.
+        signal: Simulated signal events with the masses of the training sample of the mass model.
+        backgrounds: Simulated events of each background, by name; none of them among `events`.
+        names: Names of the masses that the rate depends on; needed with a luminosity.
+        luminosity: Integrated luminosity [fb^-1], for the expected rates; None if the share of
+            background is not known.
+        uncertainty: Relative standard deviation of the expected background.
+        seed: Seed of the classifier.
+
+    Returns:
+        What `massrecon.measure` takes as `background`, and the classifier behind it.
+
+    Raises:
+        InputError: If a sample is too small, its slots differ, or, with a luminosity, its
+            cross-section is not known.
+    """
+    if luminosity is None:
+        ratio = BackgroundRatio.fit(signal, backgrounds, seed=seed)
+        return BackgroundShare(log_background=ratio(events)), ratio
+    if not luminosity > 0:
+        raise InputError(f"'luminosity' should be positive, in fb^-1, got {luminosity}.")
+    yields = {name: float(b.expected(luminosity).sum()) for name, b in backgrounds.items()}
+    rate = YieldMap.from_cells(names, signal.provenance.get("cells", ()))
+    ratio = BackgroundRatio.fit(signal, backgrounds, yields, seed)
+    total = sum(yields.values())
+    known = ExpectedRates(
+        log_background=ratio(events),
+        signal=lambda points: rate(points, luminosity),
+        background=(total, uncertainty * total),
+    )
+    return known, ratio

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from massrecon.events.container import Events
 from massrecon.events.importers import import_events
 from massrecon.events.manifest import MANIFEST
 from massrecon.events.store import load_events, shipped_samples
+from massrecon.inference.background import BackgroundRatio, expected_composition
 from massrecon.inference.combination import measure
+from massrecon.inference.composition import Composition
 from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.novelty import METADATA, Novelty, Reference, novelty
-from massrecon.inference.prior import TrainingPrior
+from massrecon.inference.prior import TrainingPrior, varying_masses
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.models.base import HEADER_FILE, MassModel, load_model, shipped_models
 from massrecon.models.mixture import mixture_for
@@ -38,11 +40,13 @@ class MeasuredFile:
     Attributes:
         measurement: The masses.
         likeness: Comparison with the training sample; None where nothing is known of it.
+        separation: Area under the ROC curve between signal and background; None without.
         folder: Where results, report and measurement are.
     """
 
     measurement: MassMeasurement
     likeness: Novelty | None
+    separation: float | None = None
     folder: Path
 
     @property
@@ -67,6 +71,8 @@ def measure_file(
     card: str | Path | None = None,
     training: str | Path | None = None,
     masses: Mapping[str, tuple[float, float]] | None = None,
+    backgrounds: Sequence[str | Path] = (),
+    luminosity: float | None = None,
     seed: int = 0,
 ) -> MeasuredFile:
     """Measures masses from a folder or file of events, simulated or real.
@@ -78,7 +84,12 @@ def measure_file(
         card: Process card of a file that is imported; that of the model if not given.
         training: Folder of the training events, for a model that kept no record of them.
         masses: Ranges of the masses to search [GeV].
-        seed: Seed of draws, where a density has to be estimated from them.
+        backgrounds: Folders of simulated background events that may be among the events. Signal
+            to tell them from is `training`, or the events that come with a model by its name.
+        luminosity: Integrated luminosity [fb^-1]: then the expected rates count, too; None for an
+            unknown share of background.
+        seed: Seed of draws, where a density has to be estimated from them, and of the classifier
+            of background.
 
     Raises:
         InputError: If `model` is neither, there are no events, or they are of another process.
@@ -89,11 +100,22 @@ def measure_file(
     if isinstance(source, str):
         source = mixture_for(events.card)
     prior, reference = _records(source, training)
-    found = measure(source, events, masses=masses, training_prior=prior, seed=seed)
+    background, ratio = None, None
+    if backgrounds:
+        signal = _signal(str(model), training)
+        background, ratio = _background(events, signal, backgrounds, luminosity, seed)
+    elif luminosity is not None:
+        raise InputError("'luminosity' needs 'backgrounds': pass folders of simulated background.")
+    found = measure(
+        source, events, masses=masses, training_prior=prior, background=background, seed=seed
+    )
     likeness = None
     if reference is not None and reference.masses == found.names:
         likeness = novelty(reference, events, found.estimate())
-    result = MeasuredFile(measurement=found, likeness=likeness, folder=folder)
+    separation = None if ratio is None else ratio.separation
+    result = MeasuredFile(
+        measurement=found, likeness=likeness, separation=separation, folder=folder
+    )
     _write(result, str(path), str(model))
     return result
 
@@ -125,6 +147,36 @@ def _events(path: Path, source: MassModel | str, card: str | Path | None, folder
     return import_events(path, own, folder / "events")
 
 
+def _signal(model: str, training: str | Path | None) -> Events:
+    """Loads the signal that background is told from."""
+    if training is not None:
+        return load_events(training, partial=True)
+    if model in shipped_samples():
+        return load_events(model)
+    raise InputError(
+        "Background is told from signal by simulated events: pass 'training', the folder of the "
+        "training events of the model."
+    )
+
+
+def _background(
+    events: Events,
+    signal: Events,
+    folders: Sequence[str | Path],
+    luminosity: float | None,
+    seed: int,
+) -> tuple[Composition, BackgroundRatio]:
+    """Finds out what is known of background among the events."""
+    samples: dict[str, Events] = {}
+    for folder in folders:
+        sample = load_events(folder, partial=True)
+        if sample.card.name in samples:
+            raise InputError(f"There are two backgrounds '{sample.card.name}': merge their events.")
+        samples[sample.card.name] = sample
+    names = varying_masses(signal)[0]
+    return expected_composition(events, signal, samples, names, luminosity, seed=seed)
+
+
 def _records(
     source: MassModel | KinematicMixture, training: str | Path | None
 ) -> tuple[TrainingPrior | None, Reference | None]:
@@ -150,6 +202,7 @@ def _write(result: MeasuredFile, events: str, model: str) -> None:
         "model": model,
         "measurement": found.to_dict(),
         "likeness": None if likeness is None else likeness.to_dict(),
+        "separation": result.separation,
         "warnings": result.warnings,
         "versions": versions("torch"),
     }
@@ -200,5 +253,9 @@ def _fit_section(result: MeasuredFile, events: str, model: str) -> Section:
     if likeness is not None:
         rows.append(["like the training sample", f"p = {likeness.p_value:.3g}"])
         rows.append(["events far out", f"{len(likeness.far_events)} of {likeness.n_events}"])
+    for name, (best, low, high) in found.composition.items():
+        rows.append([name, f"{best:.3g} ({low:.3g} to {high:.3g} at 68 %)"])
+    if result.separation is not None:
+        rows.append(["area under the ROC curve of the background", f"{result.separation:.3f}"])
     text = "\n\n".join(result.warnings) or "Nothing speaks against these masses."
     return Section(heading="Do the events fit?", text=text, table=rows)
