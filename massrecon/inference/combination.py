@@ -65,6 +65,7 @@ _MORE = 16  # times as many events in the next round
 _MANY = 20_000  # events whose log L is a parabola between grid points
 _SHAPE = {1: 200, 2: 48}  # points on an axis that show any shape, for each number of masses
 _ROUNDS = 24
+_FEW = 24  # points on an axis that show the best composition
 _SIDE_STEP = 3.0  # of the slopes of single events [GeV]
 
 
@@ -192,7 +193,9 @@ def measure(
     axes, halves = _converged(sample, region, prior, step)
     posterior = _posterior(sample.trained, region, prior, axes, halves.sum(0))
     n_events = len(sample.densities)
-    composed = sample.composed(axes)
+    composed = sample.composed(
+        {name: axis[:: 1 + len(axis) // _FEW].clone() for name, axis in axes.items()}
+    )
     return MassMeasurement(
         posterior=posterior,
         goodness=_goodness(sample, posterior, region, halves, composed),
