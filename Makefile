@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # benchmarks of speed; the others in tests/benchmarks measure physics and need events
 SPEED := detector kinematics mixture models scan simulate store toys
 
-.PHONY: demo test test-all lab lint benchmark clean
+.PHONY: demo test test-all lab lint benchmark audit clean
 
 demo: $(VENV)/.user
 	$(BIN)/massrecon demo --out results/demo
 
 lab: $(VENV)/.user
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=.
+	# on the sources themselves, where edits can be committed
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_start.ipynb
 
 test: $(VENV)/.dev
 	# one thread a process: two processes with two threads each would wait for one another
@@ -29,6 +30,12 @@ lint: $(VENV)/.dev
 
 benchmark: $(VENV)/.dev
 	for name in $(SPEED); do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+
+# asks a database on the network for known vulnerabilities of the pinned versions
+audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf $(VENV) results .pytest_cache .ruff_cache

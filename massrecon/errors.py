@@ -40,6 +40,10 @@ class ModelError(MassReconError):
     """A model folder is damaged or foreign, or a model cannot do what was asked."""
 
 
+class TrainingStopped(MassReconError):  # noqa: N818  no failure: what was asked for
+    """A training ended early since it was asked to; its checkpoint is kept."""
+
+
 class RunError(MassReconError):
     """A notebook run failed; the message names the failing cell and the kept notebook."""
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from massrecon.errors import InputError
 from massrecon.events.container import Events
-from massrecon.inference.background import BackgroundRatio, observables
+from massrecon.inference.background import (
+    BackgroundRatio,
+    expected_composition,
+    observables,
+    with_background,
+)
 from tests.conftest import ToyEvents
 
 
@@ -49,6 +56,36 @@ def test_observables_are_named_and_know_what_is_missing(samples: tuple[Events, E
     mass = values[:, names.index("photon_mass")]
     assert float(mass.median()) == pytest.approx(125, abs=3)
     assert not bool(values[:, names.index("sum_pt")].isnan().any())
+
+
+def test_background_comes_in_expected_numbers_and_is_not_used_twice(
+    samples: tuple[Events, Events],
+) -> None:
+    signal, pool = samples
+    cell = {"cross_section_fb": 0.1, "cross_section_error_fb": 0.0, "acceptance": 0.7}
+    cell |= {
+        "masses": {"chi20": 600.0, "chi10": 200.0},
+        "acceptance_error": 0.0,
+        "n_generated": 1000,
+        "n_selected": 700,
+    }
+    cell |= {"weight_generated": 1000.0, "weight_selected": 700.0}
+    masses = torch.tensor([[600.0, 200.0]]).expand(700, 2)
+    pool = replace(
+        pool, masses=masses, provenance={"cells": [cell], "n_selected": 700, "n_events": 700}
+    )
+    seen, rest = with_background(signal[:30], {"soft": pool}, luminosity=1000.0, seed=1)
+    number = len(seen) - 30
+    assert 45 < number < 97  # Poisson of 70
+    assert len(rest["soft"]) == 700 - number
+    assert seen.masses is None
+    sums = {round(float(x), 3) for x in seen.p4.sum((1, 2))}
+    assert not sums & {round(float(x), 3) for x in rest["soft"].p4.sum((1, 2))}
+    composition, ratio = expected_composition(seen, signal, rest, seed=1)
+    assert ratio.separation > 0.7
+    assert composition.log_background.shape == (len(seen),)
+    with pytest.raises(InputError, match="more than twice as many"):
+        with_background(signal[:30], {"soft": pool}, luminosity=1e4)
 
 
 def test_wrong_arguments_are_named(samples: tuple[Events, Events]) -> None:

@@ -99,6 +99,8 @@ def test_background_is_counted_where_it_may_be(
     best, low, high = results["measurement"]["composition"]["share of background"]
     assert 0 <= low <= best <= high < 0.6  # all of the 40 events are signal
     assert results["separation"] > 0.7
+    assert results["likeness"] is None
+    assert "background, which is unlike it" in results["warnings"][-1]
     assert "ROC curve" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     ran = CliRunner().invoke(app, [*arguments, "--luminosity", "3000"])
     assert "cross-section" in str(ran.exception)  # toys have none

@@ -169,6 +169,20 @@ def test_a_measurement_knows_its_background() -> None:
     assert sharper.composition["background events"][0] == pytest.approx(20, abs=4)
 
 
+def test_the_first_events_have_their_part_of_the_rates() -> None:
+    log_r, log_w = toy(12, 8, seed=7)
+    points, rates = GRID[:, None], 20 * torch.exp(-0.2 * GRID)
+    whole = ExpectedRates(log_background=log_w, signal=lambda _: rates, background=(8.0, 2.0))
+    some = whole.first(5)
+    table = share_table(log_r[:5], log_w[:5])
+    expected = whole.profile(table, points, 5.0, part=0.25).total
+    found = some.profile(table, points, 5.0).total
+    # the constraint of the background stays as tight in units of its error
+    assert float((found - expected).abs().max()) < 1.0
+    assert some.background == (2.0, 0.5)
+    assert len(BackgroundShare(log_background=log_w).first(5).log_background) == 5
+
+
 def test_intervals_of_a_parabola_are_exact() -> None:
     x = torch.linspace(0, 1, 21, dtype=torch.float64)
     best, low, high = interval_of(x, -0.5 * ((x - 0.43) / 0.11).square())

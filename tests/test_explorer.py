@@ -101,8 +101,26 @@ def test_another_kind_of_figure_is_laid_over_the_old_one_until_it_is_drawn() -> 
     areas = [layer.layout.grid_area for layer in slot.children]
     assert len(areas) == 2
     assert areas[0] == areas[1]
-    explorer.figure._js2py_layoutDelta = {"layout_edit_id": 0, "layout_delta": {}}
+    drawn = explorer._fit.drawn
+    explorer.figure._js2py_traceDeltas = {"trace_edit_id": 0, "trace_deltas": []}
+    assert explorer._fit.drawn == drawn + 1
     assert [layer.children[0] for layer in slot.children] == [explorer.figure]
+
+
+def test_a_figure_is_complete_when_the_browser_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    announced: list[int] = []
+    plain = widgets.Widget.open
+
+    def noted(self: widgets.Widget) -> None:
+        if isinstance(self, go.FigureWidget):
+            announced.append(len(self.get_state()["_widget_data"]))
+        plain(self)
+
+    monkeypatch.setattr(widgets.Widget, "open", noted)
+    LineExplorer()
+    assert announced == [1]
 
 
 def test_an_error_says_what_the_figure_was_made_with() -> None:
@@ -154,7 +172,8 @@ def test_the_code_makes_the_same_figure() -> None:
     exec(explorer.code().replace("found.figure.show()", ""), scope)
     assert list(scope["found"].figure.data[0].y) == ends(explorer)
     assert explorer.command() == (
-        "massrecon run 99_line -p slope=1.5 -p points=4 -p kind=lines --out results/99_line"
+        "massrecon run 99_line -p slope=1.5 -p points=4 -p kind=lines "
+        "-p interactive=False --out results/99_line"
     )
 
 
@@ -198,13 +217,31 @@ def test_long_work_can_be_stopped() -> None:
 
     explorer.start(work)
     assert going.wait(10)
-    explorer.start(work)  # one at a time: nothing happens
     explorer.stop()
     explorer.wait(10)
     assert not explorer.working
     assert "Stopped" in texts(explorer)
     with pytest.raises(Cancelled):
         explorer._tell(0.2, "")
+
+
+def test_new_long_work_takes_the_place_of_the_old() -> None:
+    explorer, going = LineExplorer(), threading.Event()
+
+    def endless(tell: Progress) -> Exploration:
+        while True:
+            tell(0.1, "on and on")
+            going.set()
+
+    explorer.start(endless)
+    assert going.wait(10)
+    explorer.change(slope=4.0)
+    explorer.start(lambda _: explore_line(slope=4.0, points=3))
+    explorer.wait(10)
+    assert not explorer.working
+    assert ends(explorer) == [0, 4, 8]
+    assert explorer.made_with["slope"] == 4.0
+    assert "Stopped" not in texts(explorer)
 
 
 def test_an_error_in_long_work_is_shown() -> None:

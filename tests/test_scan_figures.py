@@ -22,11 +22,30 @@ def test_map_averages_seeds_and_leaves_gaps() -> None:
     assert (heat.x, heat.y) == (("400", "500"), ("50", "100"))
     np.testing.assert_allclose(heat.z, [[30, 60], [50, 70]])
     np.testing.assert_allclose(heat.customdata[0][0], [10, 2])
-    assert heat.text[0][0] == "30<br>±1e+01"
+    assert heat.text[0][0] == "30<br>±10"
     assert heat.colorbar.title.text == "found [%]"
     assert figure.layout.xaxis.title.text == "m2"
     assert figure.layout.yaxis.title.text == "m(χ) [GeV]"
     assert "5 points, averaged" in figure.layout.meta["caption"]
+
+
+def test_statistical_errors_of_the_points_are_shown_and_averaged() -> None:
+    columns = {**COLUMNS, "summary.error": [0.03, 0.04, 0.05, 0.06, 0.07, None]}
+    figure = scan_map(columns, "m2", "m1", "summary.found", "found [%]", 100, error="summary.error")
+    np.testing.assert_allclose(figure.data[0].customdata[..., 0], [[2.5, 6], [5, 7]])
+    assert figure.data[0].text[1][1] == "70<br>±7"
+    assert figure.layout.meta["caption"].endswith("several, with statistical errors.")
+    one = {name: values[2:5] for name, values in columns.items()}
+    assert (
+        "±5"
+        in scan_map(one, "m2", "m1", "summary.found", scale=100, error="summary.error")
+        .data[0]
+        .text[1][0]
+    )
+    curve = scan_curve(columns, "m2", "summary.found", by="m1", error="summary.error")
+    np.testing.assert_allclose(curve.data[0].error_y.array, [0.025, 0.06])
+    with pytest.raises(InputError, match="Unknown column of the scan 'summary.errors'"):
+        scan_map(columns, "m2", "m1", "summary.found", error="summary.errors")
 
 
 def test_curves_by_another_axis() -> None:

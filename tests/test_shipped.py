@@ -33,8 +33,9 @@ def test_card_of_a_model_says_where_it_comes_from(name: str) -> None:
 @pytest.mark.parametrize("name", shipped_samples())
 def test_events_that_come_with_massrecon_are_whole(name: str) -> None:
     events = mr.load_events(name)
-    assert len(events) >= 400
     assert events.masses is not None
+    background = events.masses.shape[1] == 0
+    assert len(events) >= (100 if background else 400)
     assert sum(path.stat().st_size for path in (SAMPLES / name).iterdir()) < 2_000_000
 
 

@@ -19,14 +19,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from massrecon.errors import InputError, ModelError
+from massrecon.errors import InputError, ModelError, TrainingStopped
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.models import MassModel, create_model
 from massrecon.models import planning as planning_module
 from massrecon.models import training as training_module
 from massrecon.models.batches import Batches
-from massrecon.models.checkpoint import TrainingState
+from massrecon.models.checkpoint import STOP_FILE, TrainingState
 from massrecon.models.recipe import Plan, learning_rate
 from massrecon.models.training import TrainingConfig, TrainingHistory, train
 
@@ -170,6 +170,25 @@ def test_resume_after_kill_9_is_exact(
     assert torch.load(tmp_path / "training.ckpt", weights_only=True)["step"] == 12
     weights, history = run(card, sample, config(), checkpoint_dir=tmp_path)
     assert without_times(history) == without_times(reference[1])
+    assert same(weights, reference[0])
+
+
+def test_a_stop_file_ends_a_training_that_resumes_exactly(
+    tmp_path: Path,
+    card: ProcessCard,
+    sample: tuple[Events, Events],
+    reference: tuple[dict[str, Tensor], TrainingHistory],
+) -> None:
+    def ask(model: MassModel, events: Events) -> float:
+        (tmp_path / STOP_FILE).touch()
+        return 0.0
+
+    with pytest.raises(TrainingStopped, match="after step 1 of 24. Its checkpoint is kept"):
+        run(card, sample, config(), checkpoint_dir=tmp_path, metrics={"ask": ask})
+    assert [p.name for p in tmp_path.iterdir()] == ["training.ckpt"]
+    (tmp_path / STOP_FILE).touch()  # a stale one does not stop the next call
+    weights, history = run(card, sample, config(), checkpoint_dir=tmp_path)
+    assert [r["step"] for r in history.records] == [r["step"] for r in reference[1].records]
     assert same(weights, reference[0])
 
 

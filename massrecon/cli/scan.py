@@ -46,7 +46,7 @@ Scheduler = Annotated[
 Profile = Annotated[
     Path | None, typer.Option(help="YAML file that says how to ask SLURM or HTCondor for workers.")
 ]
-Minutes = Annotated[float | None, typer.Option(help="Longest time of a point [min].")]
+Minutes = Annotated[float | None, typer.Option(help="Longest time of a point, in minutes.")]
 Memory = Annotated[
     float | None,
     typer.Option(help="Largest memory of a point [MB].", show_default="a share of the machine's"),

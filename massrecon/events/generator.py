@@ -13,11 +13,11 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from tqdm import tqdm
 
@@ -47,6 +47,21 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit code of a process that was told to end."""
 
 
+class Pool(Protocol):
+    """Workers that make parts, of this machine or of a cluster; see `WorkerPool`."""
+
+    def order(self, worker: int, part: int, limit: int) -> None:
+        """Tells a worker to make a part, or lowers the limit of the one that it makes."""
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """Yields what the workers report."""
+        ...
+
+
+PoolMaker = Callable[[int, Mapping[str, Any], Path], AbstractContextManager[Pool]]
+"""Starts workers, from their number, the job and the folder of the events."""
+
+
 def simulate(
     card: str | Path | Mapping[str, Any] | ProcessCard,
     n_events: int | None = None,
@@ -58,6 +73,7 @@ def simulate(
     settings: Mapping[str, Any] | None = None,
     *,
     n_generated: int | None = None,
+    pool: PoolMaker | None = None,
 ) -> Events:
     """Simulates collisions until `n_events` have passed the selection, or `n_generated` are made.
 
@@ -82,6 +98,8 @@ def simulate(
         n_generated: Number of collisions to generate in place of `n_events`, rounded up to whole
             groups of 500 (5,000 of a toy); whatever passes the selection is kept, be it nothing.
             With a Les Houches file neither of the two means the whole file.
+        pool: What makes the events in place of processes of this machine; see
+            `massrecon.runs.simulation`.
 
     Raises:
         InputError: If an argument is wrong or a mass point has a closed decay.
@@ -97,10 +115,11 @@ def simulate(
         require_extra("pythia8mc", extra="mc")
     if not is_toy and "fastjet" not in request.versions:
         require_extra("fastjet", extra="mc")
+    maker = pool or WorkerPool
     if out is not None:
-        return _run(request, amount, workers, Path(out), progress)
+        return _run(request, amount, workers, maker, Path(out), progress)
     with tempfile.TemporaryDirectory(prefix="massrecon-") as folder:
-        return _run(request, amount, workers, Path(folder) / "events", progress)
+        return _run(request, amount, workers, maker, Path(folder) / "events", progress)
 
 
 def _amount(request: Request, n_events: int | None, n_generated: int | None) -> Amount:
@@ -146,7 +165,14 @@ def _n_workers(workers: int | None) -> int:
     return min(8, os.cpu_count() or 1)
 
 
-def _run(request: Request, amount: Amount, workers: int, folder: Path, progress: bool) -> Events:
+def _run(
+    request: Request,
+    amount: Amount,
+    workers: int,
+    maker: PoolMaker,
+    folder: Path,
+    progress: bool,
+) -> Events:
     """Makes the parts that are missing in a folder and loads the sample."""
     refuse_foreign(folder)
     try:
@@ -168,7 +194,7 @@ def _run(request: Request, amount: Amount, workers: int, folder: Path, progress:
                 desc=request.card.name,
                 disable=not progress,
             ) as bar:
-                _make_parts(request, plan, workers, folder, bar)
+                _make_parts(request, plan, workers, maker, folder, bar)
         return load_events(folder)
 
 
@@ -217,13 +243,15 @@ def _valid_parts(request: Request, folder: Path) -> dict[int, Entry]:
     return kept
 
 
-def _make_parts(request: Request, plan: PartPlan, workers: int, folder: Path, bar: tqdm) -> None:
+def _make_parts(
+    request: Request, plan: PartPlan, workers: int, maker: PoolMaker, folder: Path, bar: tqdm
+) -> None:
     """Hands out parts to workers until there are enough events."""
     description = request.to_dict()
     job = description | {"card": request.card.to_dict(), "folder": str(folder)}
     job["amount"] = asdict(plan.amount)
     n_workers = min(workers, plan.useful_workers())
-    with WorkerPool(n_workers, job, folder) as pool:
+    with maker(n_workers, job, folder) as pool:
         for worker in range(n_workers):
             _hand_out(plan, pool, worker)
         for answer in pool.answers():
@@ -243,7 +271,7 @@ def _make_parts(request: Request, plan: PartPlan, workers: int, folder: Path, ba
                 pool.order(busy, part, plan.limit(part))
 
 
-def _hand_out(plan: PartPlan, pool: WorkerPool, worker: int) -> None:
+def _hand_out(plan: PartPlan, pool: Pool, worker: int) -> None:
     """Gives a worker the next part, if one more is needed."""
     part = plan.assign(worker)
     if part is not None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ from massrecon.kinematics import fourvectors as fv
 
 _FOLDS = 5
 _FARTHEST_ODDS = 14.0
+# keeps the random numbers apart from those of events that were made with the same seed
+_OTHER_STREAM = 0xBAC60000
 _FEWEST = 100  # events of either kind
 
 
@@ -248,3 +250,40 @@ def expected_composition(
         background=(total, uncertainty * total),
     )
     return known, ratio
+
+
+def with_background(
+    signal: Events, backgrounds: Mapping[str, Events], luminosity: float, seed: int = 0
+) -> tuple[Events, dict[str, Events]]:
+    """Puts as many background events among some signal events as a luminosity would bring.
+
+    Args:
+        signal: The signal events that were seen.
+        backgrounds: Simulated events of each background, by name.
+        luminosity: Integrated luminosity [fb^-1].
+        seed: Seed of their Poisson numbers, of their choice, and of the order of all.
+
+    Returns:
+        All events in random order, without truth; and the background events that were not taken,
+        by name, to train a classifier with.
+
+    Raises:
+        InputError: If fewer than half of the events of a background would be left, or its
+            cross-section is not known.
+    """
+    generator = torch.Generator().manual_seed(seed + _OTHER_STREAM)
+    seen, rest = [signal], {}
+    for name, sample in backgrounds.items():
+        expected = sample.expected(luminosity).sum().double()
+        number = int(torch.poisson(expected, generator=generator))
+        if 2 * number > len(sample):
+            raise InputError(
+                f"{number} events of '{name}' are expected, and only {len(sample)} are simulated: "
+                "simulate more than twice as many."
+            )
+        order = torch.randperm(len(sample), generator=generator).tolist()
+        seen.append(sample[order[:number]])
+        rest[name] = sample[order[number:]]
+    bare = [replace(s, card=signal.card, masses=None, partons=None, provenance={}) for s in seen]
+    joined = Events.concat(bare)
+    return joined[torch.randperm(len(joined), generator=generator).tolist()], rest

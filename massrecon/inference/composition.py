@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,10 @@ class Composition(ABC):
     log_background: Tensor
 
     @abstractmethod
+    def first(self, n: int) -> Composition:
+        """Returns what is known of the first n events, where events arrive in random order."""
+
+    @abstractmethod
     def profile(self, table: Tensor, points: Tensor, n: float, part: float = 1.0) -> Profile:
         """Finds the best composition at each mass point.
 
@@ -105,6 +109,10 @@ class BackgroundShare(Composition):
                 "'constraint' should be a share in [0, 1] and a positive uncertainty, got "
                 f"{self.constraint}."
             )
+
+    def first(self, n: int) -> BackgroundShare:
+        """Returns what is known of the first n events."""
+        return replace(self, log_background=self.log_background[:n])
 
     def profile(self, table: Tensor, points: Tensor, n: float, part: float = 1.0) -> Profile:
         """Finds the best share at each mass point."""
@@ -148,6 +156,16 @@ class ExpectedRates(Composition):
             raise InputError(
                 f"'signal_uncertainty' should not be negative, got {self.signal_uncertainty}."
             )
+
+    def first(self, n: int) -> ExpectedRates:
+        """Returns what is known of the first n events: their part of all rates."""
+        part, signal = n / len(self.log_background), self.signal
+        return replace(
+            self,
+            log_background=self.log_background[:n],
+            signal=lambda points: part * signal(points),
+            background=(part * self.background[0], part * self.background[1]),
+        )
 
     def profile(self, table: Tensor, points: Tensor, n: float, part: float = 1.0) -> Profile:
         """Finds the best rates at each mass point, within their uncertainties."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 
 from massrecon.errors import InputError
 from massrecon.events.container import Events
+from massrecon.events.stream import EventStream
 from massrecon.inference.diagnostics import efficiency
 from massrecon.inference.novelty import recorded_reference
 from massrecon.inference.posterior import mass_targets, reconstruct
 from massrecon.inference.prior import recorded_prior
 from massrecon.models import create_model
 from massrecon.models.base import MassModel
+from massrecon.models.streaming import SCALING_EVENTS
 from massrecon.models.training import Metric, TrainingConfig, TrainingHistory, train
 from massrecon.models.trees import Trees, grow_forest
 from massrecon.provenance import versions
@@ -23,11 +25,12 @@ from massrecon.provenance import versions
 _METRIC_WINDOW = 30.0
 _METRIC_DRAWS = 32
 _METRIC_STEPS = 20
+_HELD = 0.1
 
 
 def fit(
     model: str,
-    events: Events,
+    events: Events | EventStream | str | Path,
     *,
     preset: str = "full",
     max_minutes: float | None = None,
@@ -36,6 +39,7 @@ def fit(
     training: TrainingConfig | None = None,
     seed: int = 0,
     device: str = "cpu",
+    processes: int = 1,
     out: str | Path | None = None,
     progress: bool = True,
     options: Mapping[str, Any] | None = None,
@@ -46,16 +50,19 @@ def fit(
         model: Name of the model family, one of `massrecon.models.MODELS`: ``"cascade"``,
             ``"barman2025"``, ``"diffusion"``, ``"flow_matching"``, ``"flow"``, ``"mass_head"``,
             ``"vae"``, ``"gan"`` or ``"trees"``.
-        events: Training events with truth.
+        events: Training events with truth; or a folder of them, which is read part by part and may
+            be larger than memory.
         preset: Size of the network: ``"full"`` is the published one, ``"small"`` trains in minutes.
         max_minutes: Wall-clock budget of the training [min].
         max_epochs: Budget in passes over the training events.
         validation: Events to validate on; if not given, a tenth of the mass points of `events`
-            is set aside (a tenth of the events where there are fewer than twenty mass points).
-        training: The whole recipe; then `max_minutes`, `max_epochs`, `seed` and `device` have to
-            be given there.
+            is set aside (a tenth of the events where there are fewer than twenty mass points); of
+            a folder not more than 20,000 events.
+        training: The whole recipe; then `max_minutes`, `max_epochs`, `seed`, `device` and
+            `processes` have to be given there.
         seed: Seed of split, initial weights, order, augmentation and noise.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        processes: How many processes of this machine share the training, one for each GPU.
         out: Folder to save the model to. Checkpoints are kept beside it in ``<out>.training``
             meanwhile: the same call resumes a training that was cut off.
         progress: Shows a progress bar with losses and the fraction of validation events within
@@ -70,16 +77,20 @@ def fit(
         InputError: If a name is unknown, there is no budget, or the events carry no truth or
             values that are not physical.
         ModelError: If `out` holds something else, or the training cannot go on.
+        StoreError: If `events` is a folder that cannot be read.
     """
-    recipe = _recipe(training, max_minutes, max_epochs, seed, device)
-    events.validate()
+    recipe = _recipe(training, max_minutes, max_epochs, seed, device, processes)
+    events = EventStream.open(events) if isinstance(events, str | Path) else events
+    if isinstance(events, Events):
+        events.validate()
     if validation is None:
-        events, validation = _set_aside(events, recipe.seed)
+        events, validation = _set_aside(events, recipe)
     fitted = create_model(model, events.card, preset, seed=recipe.seed, **(options or {}))
-    history = _train(fitted, events, validation, recipe, out, progress)
+    sample = _in_memory(events, recipe)
+    history = _train(fitted, events, validation, recipe, _metrics(sample, fitted), out, progress)
     origin = {"preset": preset, "n_train": len(events), "n_validation": len(validation)}
     fitted.metadata = origin | _record(history)
-    fitted.metadata |= recorded_prior(events) | recorded_reference(events)
+    fitted.metadata |= recorded_prior(sample) | recorded_reference(sample)
     if out is not None:
         fitted.save(out)
     return fitted.to(device).eval()
@@ -87,15 +98,17 @@ def fit(
 
 def _train(
     model: MassModel,
-    events: Events,
+    events: Events | EventStream,
     validation: Events,
     recipe: TrainingConfig,
+    metrics: Mapping[str, Metric],
     out: str | Path | None,
     progress: bool,
 ) -> TrainingHistory:
     """Trains by steps, or a forest at once."""
-    metrics = _metrics(events, model.target_names)
     if isinstance(model, Trees):
+        if isinstance(events, EventStream):
+            raise InputError("The model 'trees' needs all events in memory: load them first.")
         return grow_forest(model, events, validation, recipe, metrics)
     folder = None if out is None else f"{Path(out)}.training"
     return train(
@@ -127,17 +140,36 @@ def _recipe(
     max_epochs: int | None,
     seed: int,
     device: str,
+    processes: int,
 ) -> TrainingConfig:
-    given = (max_minutes, max_epochs, seed, device) != (None, None, 0, "cpu")
+    given = (max_minutes, max_epochs, seed, device, processes) != (None, None, 0, "cpu", 1)
     if training is not None and given:
-        raise InputError("Give budget, seed and device either in 'training' or on their own.")
+        raise InputError(
+            "Give budget, seed, device and processes either in 'training' or on their own."
+        )
     return training or TrainingConfig(
-        max_minutes=max_minutes, max_epochs=max_epochs, seed=seed, accelerator=device
+        max_minutes=max_minutes,
+        max_epochs=max_epochs,
+        seed=seed,
+        accelerator=device,
+        processes=processes,
     )
 
 
-def _set_aside(events: Events, seed: int) -> tuple[Events, Events]:
+def _in_memory(events: Events | EventStream, recipe: TrainingConfig) -> Events:
+    """Returns events, or a part of those of a stream, evenly chosen."""
+    if isinstance(events, Events):
+        return events
+    return events.subsample(min(SCALING_EVENTS, recipe.shuffle_events))
+
+
+def _set_aside(
+    events: Events | EventStream, recipe: TrainingConfig
+) -> tuple[Events | EventStream, Events]:
     """Splits off a tenth for validation, by mass point where there are enough of them."""
+    seed = recipe.seed
+    if isinstance(events, EventStream):
+        return events.set_aside(_HELD, min(SCALING_EVENTS, recipe.shuffle_events), seed)
     by_mass = events.masses is not None and len(torch.unique(events.masses, dim=0)) >= 20
     train_events, validation = events.split(
         by="masses" if by_mass else "events", fractions=(0.9, 0.1), seed=seed
@@ -145,9 +177,10 @@ def _set_aside(events: Events, seed: int) -> tuple[Events, Events]:
     return train_events, validation
 
 
-def _metrics(events: Events, target_names: Sequence[str]) -> dict[str, Metric]:
+def _metrics(events: Events, model: MassModel) -> dict[str, Metric]:
     """Builds the efficiencies to watch, of the masses that vary among the events."""
-    if events.masses is None or not set(mass_targets(events.card, target_names)) <= {*target_names}:
+    names = model.target_names
+    if events.masses is None or not set(mass_targets(events.card, names)) <= {*names}:
         return {}
     varying = (events.masses.amax(0) - events.masses.amin(0) > 1.0).tolist()
     return {

@@ -35,7 +35,7 @@ from massrecon.models.ddpm import Denoiser, NoiseSchedule, ancestral_sample
 from massrecon.models.encoder import TransformerEncoder, masked_mean, token_mlp
 from massrecon.models.likelihood import flow_log_prob
 from massrecon.models.noise import Draws
-from massrecon.models.samplers import SOLVERS, NoiseLevels, count_levels
+from massrecon.models.samplers import SOLVERS, NoiseLevels, Watch, count_levels, watched
 
 OBJECT_COUNTS = {"lepton": 1, "photon": 2, "jet": 4}
 """How many leading objects of each kind the published network reads."""
@@ -243,14 +243,29 @@ class Barman2025(MassModel):
         return self.denoiser.embed_context(self.encode(chunk))
 
     def _draw(
-        self, context: Tensor, shares: Tensor, draws: Draws, solver: str, steps: int | None
+        self,
+        context: Tensor,
+        shares: Tensor,
+        draws: Draws,
+        solver: str,
+        steps: int | None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Draws scaled targets ``(S, N, T)`` for embedded contexts and time steps."""
         schedule, width = self.schedule, len(self.target_names)
         start = draws.normal(len(schedule), width)
         if solver == "ancestral":
+
+            def noise(x: Tensor, t: int) -> Tensor:
+                found = self.denoiser(x, shares[t], context)
+                if watch is not None:
+                    signal, spread = schedule.factors(t)
+                    x_0 = (x - spread * found) / signal
+                    watch(len(schedule) - 1 - t, signal, spread, x, x_0)
+                return found
+
             return ancestral_sample(
-                lambda x, t: self.denoiser(x, shares[t], context),
+                noise,
                 start,
                 schedule,
                 lambda t: draws.normal(t, width),
@@ -263,7 +278,8 @@ class Barman2025(MassModel):
             noise = self.denoiser(x_t, shares[visited[i]], context)
             return (x_t - spread * noise) / signal, noise
 
-        return SOLVERS[solver](predict, start, levels, lambda i: draws.normal(i, width))
+        seen = watched(predict, levels, watch)
+        return SOLVERS[solver](seen, start, levels, lambda i: draws.normal(i, width))
 
     @torch.no_grad()
     def log_prob(

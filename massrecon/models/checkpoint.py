@@ -17,9 +17,13 @@ from torch import Tensor
 
 from massrecon.errors import ModelError
 from massrecon.models.base import MassModel, Prepared
-from massrecon.models.recipe import Plan
+from massrecon.models.recipe import Plan, TrainingConfig
 
 CHECKPOINT_FILE = "training.ckpt"
+HISTORY_FILE = "history.json"
+
+STOP_FILE = "stop"
+"""A file of this name beside the checkpoint asks a training to end after its present round."""
 
 
 @dataclass(kw_only=True)
@@ -78,13 +82,13 @@ def fingerprint_of(data: Prepared) -> str:
     return digest.hexdigest()
 
 
-def identity_of(model: MassModel, settings: Any, *fingerprints: str) -> str:
+def identity_of(model: MassModel, settings: TrainingConfig, *fingerprints: str) -> str:
     """Returns a checksum of everything that decides the outcome of a training."""
     facts = [
         model.name,
         dataclasses.asdict(model.config),
         model.card.fingerprint(),
-        dataclasses.asdict(settings),
+        settings.facts(),
         *fingerprints,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

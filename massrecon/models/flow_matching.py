@@ -21,6 +21,7 @@ from torch import Tensor
 from massrecon.models.event_model import SMALL_ENCODER, EventConfig, EventModel
 from massrecon.models.noise import Draws
 from massrecon.models.paths import PathConfig, PathHead
+from massrecon.models.samplers import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +50,24 @@ class FlowMatchingHead(PathHead):
         """Returns even times from 1 downwards."""
         return [1 - i / n_levels for i in range(n_levels)]
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def _draw(
+        self,
+        context: Tensor,
+        draws: Draws,
+        steps: int | None,
+        solver: str,
+        watch: Watch | None = None,
+    ) -> Tensor:
         if solver == "dpm++":
-            return super()._draw(context, draws, steps, solver)
+            return super()._draw(context, draws, steps, solver, watch)
         evaluations = steps or self.config.steps
         shares, x = self.network.embed(context), draws.normal(0, self.n_targets)
         heun = solver == "heun" and evaluations > 1
         times = [*self.sampling_times(evaluations // 2 if heun else evaluations), 0.0]
-        for t, t_next in itertools.pairwise(times):
+        for i, (t, t_next) in enumerate(itertools.pairwise(times)):
             v = self.velocity(x, t, shares)
+            if watch is not None:
+                watch(i, 1 - t, t, x, x - t * v)
             if heun:
                 ahead = self.velocity(x + (t_next - t) * v, t_next, shares)
                 v = 0.5 * (v + ahead)

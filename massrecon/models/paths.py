@@ -24,7 +24,7 @@ from massrecon.models.head import DensityKind, Head
 from massrecon.models.likelihood import flow_log_prob
 from massrecon.models.network import TIME_FEATURES, ConditionedMLP, noise_features
 from massrecon.models.noise import Draws
-from massrecon.models.samplers import SOLVERS, NoiseLevels, count_levels
+from massrecon.models.samplers import SOLVERS, NoiseLevels, Watch, count_levels, watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,14 @@ class PathHead(Head):
         time = torch.full((), t, dtype=x_t.dtype, device=x_t.device)
         return self.network(x_t, shares + self._embed_time(time))
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def _draw(
+        self,
+        context: Tensor,
+        draws: Draws,
+        steps: int | None,
+        solver: str,
+        watch: Watch | None = None,
+    ) -> Tensor:
         shares = self.network.embed(context)
         times = self.sampling_times(count_levels(solver, steps or self.config.steps))
         factors = [[float(f) for f in self.mixing(torch.tensor(t).double())] for t in times]
@@ -117,7 +124,8 @@ class PathHead(Head):
 
         levels = NoiseLevels([f[0] for f in factors], [f[1] for f in factors])
         start = draws.normal(0, self.n_targets)
-        return SOLVERS[solver](predict, start, levels, lambda i: draws.normal(i, self.n_targets))
+        seen = watched(predict, levels, watch)
+        return SOLVERS[solver](seen, start, levels, lambda i: draws.normal(i, self.n_targets))
 
     def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         shares = self.network.embed(context)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from massrecon.models.batches import Batches
+from massrecon.models.batches import NumberedBatches
 from massrecon.models.devices import chosen_device, use_bf16
 from massrecon.models.recipe import Plan, TrainingConfig
 
@@ -22,7 +22,7 @@ RESERVE = 0.05
 _VALIDATING = 0.25
 
 
-def most_steps(batches: Batches) -> int:
+def most_steps(batches: NumberedBatches) -> int:
     """Returns how many steps `max_steps` and `max_epochs` allow."""
     config = batches.config
     limits = [sys.maxsize]
@@ -33,7 +33,7 @@ def most_steps(batches: Batches) -> int:
     return min(limits)
 
 
-def make_plan(task: Any, batches: Batches, validate: Callable[[Any], None]) -> Plan:
+def make_plan(task: Any, batches: NumberedBatches, validate: Callable[[Any], None]) -> Plan:
     """Turns the budget into a number of steps and, if validations are slow, fewer rounds.
 
     Args:
@@ -47,7 +47,7 @@ def make_plan(task: Any, batches: Batches, validate: Callable[[Any], None]) -> P
     return dataclasses.replace(plan, total_steps=min(most_steps(batches), plan.total_steps))
 
 
-def _plan_in_time(task: Any, batches: Batches, validate: Callable[[Any], None]) -> Plan:
+def _plan_in_time(task: Any, batches: NumberedBatches, validate: Callable[[Any], None]) -> Plan:
     """Finds how many steps fit into `max_minutes`, from trial steps and validations on a copy."""
     config = task.config
     started = config.now()
@@ -73,7 +73,9 @@ def _plan_in_time(task: Any, batches: Batches, validate: Callable[[Any], None]) 
     return Plan(total_steps=steps, most_rounds=most_rounds)
 
 
-def _trial_step(task: Any, optimizer: torch.optim.Optimizer, batches: Batches, number: int) -> None:
+def _trial_step(
+    task: Any, optimizer: torch.optim.Optimizer, batches: NumberedBatches, number: int
+) -> None:
     step, batch = batches.batch(number)
     batch = {name: tensor.to(task.device) for name, tensor in batch.items()}
     optimizer.zero_grad()

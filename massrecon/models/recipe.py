@@ -45,6 +45,10 @@ class TrainingConfig:
         patience: Stop after so many rounds without a better validation loss; None never stops.
         metric_events: How many validation events the metrics are computed on.
         accelerator: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        processes: How many processes of this machine share each batch: one for each GPU, or some
+            on its cores. The loss is the same, the noise of training another one.
+        shuffle_events: How many events a training from files keeps in memory at most, to mix them
+            (see `massrecon.models.streaming`); a file with more than half of them is kept whole.
         seed: Seed of data order, augmentation and noise.
     """
 
@@ -64,6 +68,8 @@ class TrainingConfig:
     patience: int | None = None
     metric_events: int = 256
     accelerator: str = "auto"
+    processes: int = 1
+    shuffle_events: int = 100_000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,7 +78,10 @@ class TrainingConfig:
             raise InputError("Training needs a budget: set max_minutes, max_epochs or max_steps.")
         if any(budget is not None and budget <= 0 for budget in budgets):
             raise InputError("'max_minutes', 'max_epochs' and 'max_steps' should be positive.")
-        for name in ("batch_size", "rounds", "metric_events", "learning_rate", "gradient_clip"):
+        for name in (
+            *("batch_size", "rounds", "metric_events", "learning_rate", "gradient_clip"),
+            *("processes", "shuffle_events"),
+        ):
             if getattr(self, name) <= 0:
                 raise InputError(f"'{name}' should be positive, got {getattr(self, name)}.")
         if self.precision not in ("auto", "bf16", "float32"):
@@ -81,10 +90,22 @@ class TrainingConfig:
             )
         if self.clock not in ("wall", "processor"):
             raise InputError(f"'clock' should be 'wall' or 'processor', got '{self.clock}'.")
+        if self.processes > 1 and self.clock == "processor":
+            raise InputError("'clock' should be 'wall' where several processes share a training.")
+        if self.processes > self.batch_size:
+            raise InputError(
+                f"'processes' should be at most 'batch_size', {self.batch_size}: each takes a "
+                f"share of the batch; got {self.processes}."
+            )
         if self.seed < 0:
             raise InputError(f"'seed' should not be negative, got {self.seed}.")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.warm_up <= 1:
             raise InputError("'ema_decay' should be in [0, 1) and 'warm_up' in [0, 1].")
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what decides the outcome; settings of scale only where they are not the usual."""
+        usual = {"processes": 1, "shuffle_events": type(self).shuffle_events}
+        return {k: v for k, v in dataclasses.asdict(self).items() if usual.get(k) != v}
 
     def now(self) -> float:
         """Reads the clock of the budget [s]."""

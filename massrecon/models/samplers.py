@@ -30,6 +30,11 @@ NoiseSource = Callable[[int], Tensor]
 """Gives standard normal noise of the shape of x_t for the i-th level."""
 
 
+Watch = Callable[[int, float, float, Tensor, Tensor], None]
+"""Is shown the way of draws: the number of a level, its signal and spread, x_t and the predicted
+x_0. A level may be shown twice, since `heun` tries it first; the second time counts."""
+
+
 @dataclass(frozen=True)
 class NoiseLevels:
     """A row of noise levels from the noisiest to the cleanest.
@@ -53,6 +58,19 @@ class NoiseLevels:
 def count_levels(solver: str, steps: int) -> int:
     """Returns how many levels a solver visits with `steps` evaluations of its predictor."""
     return (steps + 1) // 2 if solver == "heun" else steps
+
+
+def watched(predict: Predictor, levels: NoiseLevels, watch: Watch | None) -> Predictor:
+    """Lets somebody watch what a sampler asks its predictor."""
+    if watch is None:
+        return predict
+
+    def watching(x_t: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        x_0, epsilon = predict(x_t, i)
+        watch(i, *levels.at(i), x_t, x_0)
+        return x_0, epsilon
+
+    return watching
 
 
 def ddim(predict: Predictor, x_t: Tensor, levels: NoiseLevels, noise: NoiseSource) -> Tensor:

@@ -16,7 +16,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +23,38 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from tqdm import tqdm
 
-from massrecon.errors import InputError, ModelError
+from massrecon.errors import InputError, ModelError, TrainingStopped
 from massrecon.events.container import Events
+from massrecon.events.stream import EventStream
 from massrecon.models.base import MassModel, Prepared
-from massrecon.models.batches import Batches, Chunks, length_of, numbered_generator
-from massrecon.models.checkpoint import TrainingState, fingerprint_of, identity_of
+from massrecon.models.batches import NumberedBatches, length_of, numbered_generator
+from massrecon.models.checkpoint import (
+    HISTORY_FILE,
+    STOP_FILE,
+    TrainingState,
+    fingerprint_of,
+    identity_of,
+)
 from massrecon.models.devices import chosen_device, use_bf16
 from massrecon.models.planning import RESERVE, make_plan, most_steps
-from massrecon.models.recipe import TrainingConfig, TrainingHistory, learning_rate
+from massrecon.models.ranks import Rank, check_processes, others_started, together
+from massrecon.models.recipe import Plan, TrainingConfig, TrainingHistory, learning_rate
+from massrecon.models.streaming import PreparedParts, prepare_parts
+from massrecon.models.supplies import (
+    batches_of,
+    hand_over,
+    prepared_with_truth,
+    supplies_folder,
+    taken_over,
+    training_data,
+)
+from massrecon.models.validation import Check, Metric, validate_once
 
 __all__ = ["Metric", "TrainingConfig", "TrainingHistory", "train"]
-
-HISTORY_FILE = "history.json"
-
-Metric = Callable[[MassModel, Events], float]
-"""A figure of merit to follow during the training."""
 
 # misfit of the plan, as a share of the budget, at which it is made anew
 _MISFIT = 0.03
@@ -49,7 +62,7 @@ _MISFIT = 0.03
 
 def train(
     model: MassModel,
-    train_events: Events,
+    train_events: Events | EventStream,
     validation_events: Events,
     config: TrainingConfig,
     metrics: Mapping[str, Metric] | None = None,
@@ -60,34 +73,44 @@ def train(
 
     Args:
         model: An untrained model; its scaling is set from the training events.
-        train_events: Events with truth.
+        train_events: Events with truth; those of a stream need not fit into memory together: they
+            are prepared part by part into files in `checkpoint_dir`, or in a temporary folder.
         validation_events: Events with truth that the training never sees.
         config: Budget and recipe.
         metrics: Functions of (model, events) to report at each validation, by name.
         checkpoint_dir: Where to keep ``training.ckpt`` and ``history.json``. A training that was
-            interrupted resumes from there, a finished one returns at once.
+            interrupted resumes from there, a finished one returns at once. One that finds a file
+            called ``stop`` there ends after its present round, with its checkpoint.
         progress: Whether to show a progress bar.
 
     Raises:
         InputError: If there are no events, or they carry no truth.
         ModelError: If the checkpoint belongs to another training, or the loss is not finite.
+        TrainingStopped: If the training was asked to stop; the same call goes on.
     """
     if len(train_events) == 0 or len(validation_events) == 0:
         raise InputError("Training needs events for training and for validation: one is empty.")
-    model.fit_scaling(train_events)
-    data, validation = _prepared(model, train_events), _prepared(model, validation_events)
+    device = chosen_device(config.accelerator)
+    check_processes(config.processes, device, min(len(train_events), len(validation_events)))
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    fingerprint = fingerprint_of(data)
+    data, fingerprint = training_data(model, train_events, config)
+    validation = prepared_with_truth(model, validation_events)
     identity = identity_of(model, config, fingerprint, fingerprint_of(validation))
     state = TrainingState.load(folder, identity) or TrainingState(identity=identity)
     examined = validation_events[:: math.ceil(len(validation_events) / config.metric_events)]
-    check = _Check(Chunks(validation, 2 * config.batch_size), examined, metrics or {})
-    task, batches = _Task(model.train(), config), Batches(data, config, state)
-    if state.plan.total_steps == 0:
-        state.plan = make_plan(task, batches, lambda trial: _validate_once(trial, check))
+    check = Check(validation, examined, metrics or {})
     if not state.finished:
-        with _quiet_lightning():
-            _run(task, batches, check, folder, progress)
+        with supplies_folder(folder, identity) as supplies:
+            if isinstance(data, EventStream):
+                data = prepare_parts(model, data, supplies, progress)
+            task = _Task(model.train(), config, Rank(0, config.processes))
+            _plan_and_run(task, data, state, check, folder, supplies, progress)
+            if not state.finished:  # leaves what was prepared to the next call
+                raise TrainingStopped(
+                    f"The training was asked to stop: it ended after step {state.step:,} of "
+                    f"{state.plan.total_steps:,}. Its checkpoint is kept in '{folder}': the same "
+                    "call goes on."
+                )
     model.load_state_dict(state.best_weights)
     model.cpu().eval()
     history = TrainingHistory(
@@ -103,28 +126,51 @@ def train(
     return history
 
 
-@dataclass(frozen=True)
-class _Check:
-    """What a validation looks at: prepared events for the loss, some events for the metrics."""
+def _plan_and_run(
+    task: _Task,
+    data: Prepared | PreparedParts,
+    state: TrainingState,
+    check: Check,
+    folder: Path | None,
+    supplies: Path,
+    progress: bool,
+) -> None:
+    """Makes the plan, if there is none, and trains with as many processes as are wanted."""
+    config, device = task.config, chosen_device(task.config.accelerator)
+    batches = batches_of(data, config, state, task.rank)
+    if state.plan.total_steps == 0:
+        state.plan = make_plan(task, batches, lambda trial: validate_once(trial, check))
+    with contextlib.ExitStack() as stack:
+        if config.processes > 1:
+            hand_over(supplies, task.model, data, check.validation, state, config)
+            stack.enter_context(others_started(config.processes, supplies, device))
+        stack.enter_context(_quiet_lightning())
+        _run(task, batches, check, folder, progress)
 
-    chunks: Chunks
-    events: Events
-    metrics: Mapping[str, Metric]
 
-    def measure(self, model: MassModel) -> dict[str, float]:
-        """Computes the metrics with the model's present weights."""
-        with torch.no_grad():
-            return {
-                name: float(metric(model, self.events)) for name, metric in self.metrics.items()
-            }
+def join_training(supplies: Path, number: int, ready: Callable[[], None]) -> None:
+    """Takes part, as a further process, in a training that another one has started.
+
+    Args:
+        supplies: Folder with all that is needed.
+        number: Number of this process, from 1 on.
+        ready: Called when everything is there and the processes can meet.
+    """
+    model, data, validation, state, config = taken_over(supplies)
+    ready()
+    rank = Rank(number, config.processes)
+    check = Check(validation, None, {})
+    with together(rank, supplies, chosen_device(config.accelerator)), _quiet_lightning():
+        task = _Task(model.train(), config, rank)
+        _run(task, batches_of(data, config, state, rank), check, None, progress=False)
 
 
 class _Task(pl.LightningModule):
     """What Lightning drives: the loss of a numbered batch, and the optimiser."""
 
-    def __init__(self, model: MassModel, config: TrainingConfig) -> None:
+    def __init__(self, model: MassModel, config: TrainingConfig, rank: Rank) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.rank = model, config, rank
         self.validation_losses: list[tuple[Tensor, int]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -134,12 +180,15 @@ class _Task(pl.LightningModule):
         )
 
     def training_step(self, batch: tuple[int, Prepared], batch_idx: int = 0) -> Tensor:
-        """Computes the loss of a numbered batch."""
+        """Computes the loss of a numbered batch, or what a process adds to it."""
         step, events = batch
-        generator = numbered_generator(self.device, self.config.seed, "step", step)
+        share = events.get("share", 1.0)
+        events = {name: tensor for name, tensor in events.items() if name != "share"}
+        stream = self.rank.stream("step")
+        generator = numbered_generator(self.device, self.config.seed, stream, step)
         if self.config.augment:
             events = self.model.augment(events, generator)
-        return self.model.loss_prepared(events, generator)
+        return share * self.model.loss_prepared(events, generator)
 
     def validation_step(self, batch: tuple[int, Prepared], batch_idx: int = 0) -> None:
         """Adds the loss of a chunk, with the same noise each time, to those of the others."""
@@ -148,12 +197,15 @@ class _Task(pl.LightningModule):
         loss = self.model.validation_loss_prepared(events, generator)
         self.validation_losses.append((loss, length_of(events)))
 
-    def pop_validation_loss(self) -> float:
-        """Returns the mean loss of the chunks validated since the last call."""
+    def pop_validation_losses(self) -> tuple[float, int]:
+        """Returns the sum of the losses of the events validated since the last call, and how many.
+
+        With several processes, of those that this process validated.
+        """
         total = sum(float(loss) * n for loss, n in self.validation_losses)
         n_events = sum(n for _, n in self.validation_losses)
         self.validation_losses.clear()
-        return total / n_events
+        return total, n_events
 
 
 class _Rounds(pl.Callback):
@@ -165,13 +217,14 @@ class _Rounds(pl.Callback):
 
     def __init__(
         self,
-        batches: Batches,
-        check: _Check,
+        batches: NumberedBatches,
+        check: Check,
         averaging: WeightAveraging,
         folder: Path | None,
         bar: tqdm,
     ) -> None:
         self.batches, self.state, self.config = batches, batches.state, batches.config
+        self.rank = batches.rank
         self.check, self.averaging, self.folder, self.bar = check, averaging, folder, bar
         self.started = self.config.now() - self.state.seconds
         self.round_started = self.trained_until = self.started
@@ -179,7 +232,8 @@ class _Rounds(pl.Callback):
         self.train_losses: list[Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts back what the checkpoint holds."""
+        """Puts back what the checkpoint holds; a stop file from before is not for this run."""
+        self._asked_to_stop()
         if loop := self.state.loop:
             trainer.optimizers[0].load_state_dict(loop["optimizer"])
             self.averaging.on_load_checkpoint(trainer, pl_module, loop)
@@ -218,9 +272,12 @@ class _Rounds(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Records the round and keeps the averaged weights if they are the best so far."""
         assert isinstance(pl_module, _Task)
-        state, validation_loss = self.state, pl_module.pop_validation_loss()
-        train_loss = float(torch.stack(self.train_losses).mean())
+        own_loss = float(torch.stack(self.train_losses).mean())
         self.train_losses.clear()
+        total, n_events, train_loss = self.rank.summed(
+            *pl_module.pop_validation_losses(), own_loss / self.rank.world
+        )
+        state, validation_loss = self.state, total / n_events
         if not math.isfinite(train_loss + validation_loss):
             raise ModelError(
                 f"The loss is not finite after {state.step} steps: lower 'learning_rate', now "
@@ -255,11 +312,30 @@ class _Rounds(pl.Callback):
         state, patience = self.state, self.config.patience
         out_of_patience = patience is not None and state.rounds_since_best >= patience
         state.finished = out_of_patience or state.step >= state.plan.total_steps
-        if not state.finished:
+        if not state.finished and self.rank.is_first:
             self._keep_to_the_time()
+        self._agree()
         if self.folder is not None:
             self._save(trainer, pl_module, self.folder)
-        trainer.should_stop = state.finished
+        trainer.should_stop = state.finished or bool(*self.rank.agreed(self._asked_to_stop()))
+
+    def _asked_to_stop(self) -> bool:
+        """Tells whether there is a stop file, and takes it away, so that a resume goes on."""
+        if self.folder is None or not (self.folder / STOP_FILE).exists():
+            return False
+        (self.folder / STOP_FILE).unlink(missing_ok=True)
+        return True
+
+    def _agree(self) -> None:
+        """Follows the plan of the first process, whose clock counts."""
+        steps, start, progress, rounds = self.rank.agreed(*dataclasses.astuple(self.state.plan))
+        if not self.rank.is_first:
+            self.state.plan = Plan(
+                total_steps=int(steps),
+                from_step=int(start),
+                from_progress=progress,
+                most_rounds=int(rounds),
+            )
 
     def _keep_to_the_time(self) -> None:
         """Makes the plan anew if it would miss the budget in time by more than a little."""
@@ -285,10 +361,35 @@ class _Rounds(pl.Callback):
         self.state.save(folder)
 
 
+class _Environment(LightningEnvironment):
+    """Tells Lightning which of the processes this is; they have been started already."""
+
+    creates_processes_externally = True  # type: ignore[assignment]
+
+    def __init__(self, rank: Rank) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def local_rank(self) -> int:
+        """Returns the number of this process, and of its GPU."""
+        return self.rank.number
+
+
+def _strategy_of(rank: Rank) -> DDPStrategy | str:
+    """Chooses how gradients are averaged over processes, which all have the same weights."""
+    if rank.world == 1:
+        return "auto"
+    return DDPStrategy(
+        cluster_environment=_Environment(rank),
+        static_graph=True,  # some losses leave out a part of the network, always the same
+        broadcast_buffers=False,  # scalings, which never change
+    )
+
+
 def _run(
     task: _Task,
-    batches: Batches,
-    check: _Check,
+    batches: NumberedBatches,
+    check: Check,
     folder: Path | None,
     progress: bool,
 ) -> None:
@@ -307,20 +408,22 @@ def _run(
     ) as bar:
         trainer = pl.Trainer(
             accelerator={"mps": "mps", "cuda": "gpu"}.get(device, "cpu"),
-            devices=1,
+            devices=task.rank.world,
+            strategy=_strategy_of(task.rank),
             precision="bf16-mixed" if use_bf16(config.precision, device) else "32-true",
             max_epochs=-1,
             gradient_clip_val=config.gradient_clip,
             num_sanity_val_steps=0,
             callbacks=[_Rounds(batches, check, averaging, folder, bar), averaging],
-            # one process, also inside a batch system's allocation
-            plugins=[LightningEnvironment()],
+            # the processes are ours, also inside a batch system's allocation
+            plugins=[LightningEnvironment()] if task.rank.world == 1 else [],
+            use_distributed_sampler=False,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(task, batches, check.chunks)
+        trainer.fit(task, batches, check.chunks(config, task.rank))
 
 
 def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -331,20 +434,6 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         return keep * averaged + (1 - keep) * current
 
     return average
-
-
-def _validate_once(task: _Task, check: _Check) -> None:
-    for number, chunk in check.chunks:
-        task.validation_step((number, {k: t.to(task.device) for k, t in chunk.items()}))
-    task.pop_validation_loss()
-    check.measure(task.model)
-
-
-def _prepared(model: MassModel, events: Events) -> Prepared:
-    data = model.prepare(events)
-    if "targets" not in data:
-        raise InputError("Training needs events with truth: use simulated events.")
-    return data
 
 
 def _to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -367,6 +456,10 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             # Lightning 2.6 asks torch's trees in a way that newer torch deprecates
             warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
+            # and torch 2.13 a setting that older ones know by no other name
+            warnings.filterwarnings(
+                "ignore", message=r".*broadcast_buffers", category=FutureWarning
+            )
             yield
     except SystemExit as stop:
         signal.signal(signal.SIGINT, on_interrupt)

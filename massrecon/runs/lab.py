@@ -1,4 +1,4 @@
-"""The user's own folder of notebooks and tutorials, and JupyterLab on it.
+"""The user's own folder of notebooks and tutorials, JupyterLab on it, and one of them as a page.
 
 Files are copied, never over an edit of the user's: the folder keeps the checksums of what was
 copied, so that files that were not touched are renewed with a new version of massrecon, and edited
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from massrecon.errors import InputError, RunError, require_extra
+from massrecon.errors import InputError, RunError, require_extra, unknown_name
 from massrecon.provenance import write_json, write_text
 from massrecon.runs.notebooks import notebook_folder
 
@@ -72,16 +72,49 @@ def open_lab(folder: str | Path, options: Sequence[str] = ()) -> None:
     """
     require_extra("jupyterlab", extra="jupyter")
     folder = Path(folder).resolve()
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--notebook-dir={folder}"),
-        *(f"--LabApp.default_url=/lab/tree/{START}", *options),
+    places = [
+        "--ip=127.0.0.1",
+        f"--notebook-dir={folder}",
+        f"--LabApp.default_url=/lab/tree/{START}",
     ]
+    _serve("JupyterLab", ["jupyterlab", *places, *options], folder)
+
+
+def open_app(folder: str | Path, notebook: str, options: Sequence[str] = ()) -> None:
+    """Opens a notebook as a page of its own, without its code, and waits until it ends.
+
+    Everyone who opens the page gets a Python of their own. It listens on this machine alone and
+    asks for its token, unless `options` say otherwise.
+
+    Args:
+        folder: A folder that `copy_notebooks` has filled.
+        notebook: Name of a notebook in it, such as one of the explorers.
+        options: Further options of ``voila``, such as ``--no-browser``.
+
+    Raises:
+        MissingExtraError: If Voilà is not installed.
+        InputError: If there is no such notebook.
+        RunError: If it ends with an error.
+    """
+    require_extra("voila", extra="app")
+    folder = Path(folder).resolve()
+    path = folder / "notebooks" / f"{notebook}.ipynb"
+    if not path.is_file():
+        names = [found.stem for found in sorted(path.parent.glob("*.ipynb"))]
+        raise unknown_name("notebook", notebook, names)
+    own = ["--Voila.ip=127.0.0.1", "--Voila.auto_token=True", "--strip_sources=True"]
+    _serve("Voilà", ["voila", str(path), *own, *options], folder)
+
+
+def _serve(name: str, module: Sequence[str], folder: Path) -> None:
+    """Runs a server in the foreground until it ends or is interrupted."""
+    command = [sys.executable, "-m", *module]
     try:
         code = subprocess.run(command, cwd=folder, env=os.environ, check=False).returncode
     except KeyboardInterrupt:
         return
     if code:
-        raise RunError(f"JupyterLab ended with exit code {code}: see its messages above.")
+        raise RunError(f"{name} ended with exit code {code}: see its messages above.")
 
 
 def summary_of(outcome: dict[str, Outcome]) -> str:

@@ -53,7 +53,12 @@ class MeasuredFile:
     def warnings(self) -> list[str]:
         """What a reader has to know before using the masses."""
         found = list(self.measurement.notes)
-        if self.likeness is None:
+        if self.separation is not None:
+            found.append(
+                "The events were not compared with the training sample, since background, which "
+                "is unlike it, may be among them."
+            )
+        elif self.likeness is None:
             found.append(
                 "The events were not compared with the training sample, of which the model has no "
                 "record: pass the training events."
@@ -110,7 +115,7 @@ def measure_file(
         source, events, masses=masses, training_prior=prior, background=background, seed=seed
     )
     likeness = None
-    if reference is not None and reference.masses == found.names:
+    if reference is not None and reference.masses == found.names and ratio is None:
         likeness = novelty(reference, events, found.estimate())
     separation = None if ratio is None else ratio.separation
     result = MeasuredFile(

@@ -51,8 +51,9 @@ def rank_histograms(
         edges = histogram.edges.numpy()
         centre = (edges[1:] + edges[:-1]) / 2
         band = histogram.band.numpy()
+        low, high = (1 - band).clip(min=0), 1 + band
         figure.add_traces(
-            _band(centre, 1 - band, 1 + band, "95 % of calibrated posteriors", column == 1),
+            _band(centre, low, high, "95 % of calibrated posteriors", column == 1),
             rows=1, cols=column,
         )  # fmt: skip
         bars = go.Scatter(
@@ -106,7 +107,8 @@ def coverage_curves(curves: Mapping[str, CalibrationCurve], title: str = "") -> 
     figure.add_hline(y=0, line={"color": BLACK, "width": 1, "dash": "dot"})
     figure.update_xaxes(title_text="content of the region [%]", range=[0, 100])
     figure.update_yaxes(title_text="coverage − content [% points]")
-    figure.update_layout(legend=LEGEND_ABOVE, title={"text": title, "x": 0.5})
+    room = {"t": 75 if len(curves) < 4 else 100}  # for a second row of the legend
+    figure.update_layout(legend=LEGEND_ABOVE, title={"text": title, "x": 0.5}, margin=room)
     caption = (
         "How often regions hold the truth, less what they claim: below zero posteriors are "
         f"over-confident. {first.n_events:,} events in {first.n_groups:,} independent groups; a "

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from massrecon.events.card import ProcessCard
 from massrecon.events.toycard import mass_parameter
+from massrecon.kinematics.legs import DecayLegs
 from massrecon.kinematics.topology import DecayTopology, Node
 from massrecon.visual.template import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
@@ -61,15 +62,17 @@ _KNOWN = {
 
 _INKS = ["".join(f";--{kind}:{pair[dark]}" for kind, pair in _COLOURS.items()) for dark in (0, 1)]
 
-_STYLE = f"""
+_LIGHT = f"""
 svg{{--paper:#fff;--ink:#1a1a1a;--band:#00000009{_INKS[0]}}}
-@media (prefers-color-scheme:dark){{
+"""
+_DARK = f"""@media (prefers-color-scheme:dark){{
 svg{{--paper:#16181c;--ink:#ececec;--band:#ffffff0d{_INKS[1]}}}}}
-.paper{{fill:var(--paper)}}.band{{fill:var(--band)}}
-.blob{{fill:var(--paper);stroke:var(--ink);stroke-width:2.4}}
-text{{font-family:"DejaVu Sans","Segoe UI",system-ui,sans-serif;fill:var(--ink)}}
-.line{{fill:none;stroke:var(--ink);stroke-width:2;stroke-linecap:round;stroke-linejoin:round}}
-.small{{font-size:12px;opacity:.75}}.title{{font-size:16px}}
+"""
+_STYLE = """.paper{fill:var(--paper)}.band{fill:var(--band)}
+.blob{fill:var(--paper);stroke:var(--ink);stroke-width:2.4}
+text{font-family:"DejaVu Sans","Segoe UI",system-ui,sans-serif;fill:var(--ink)}
+.line{fill:none;stroke:var(--ink);stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
+.small{font-size:12px;opacity:.75}.title{font-size:16px}
 """
 
 
@@ -93,16 +96,17 @@ class _Place:
     y2: float
 
 
-def decay_diagram(source: ProcessCard | DecayTopology) -> str:
+def decay_diagram(source: ProcessCard | DecayTopology | DecayLegs, *, dark: bool = True) -> str:
     """Draws a process as SVG.
 
     Args:
-        source: A process card, or a topology alone.
+        source: A process card, or a topology alone, or one with the roles of its legs.
+        dark: Whether it may turn dark where the reader's setting is; not on white paper.
 
     Returns:
         The text of an SVG file, for ``IPython.display.SVG``, a web page or a file of its own.
     """
-    topology = source.topology if isinstance(source, ProcessCard) else source
+    topology = source if isinstance(source, DecayTopology) else source.topology
     looks = [_look(source, node) for node in topology.nodes]
     places = _places(topology)
     legs = [places[leg.index] for leg in topology.legs]
@@ -113,7 +117,7 @@ def decay_diagram(source: ProcessCard | DecayTopology) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" role="img">',
         f"<title>{html.escape(title)}</title><desc>{html.escape(topology.text)}</desc>",
-        f"<style>{_STYLE}</style>",
+        f"<style>{_LIGHT}{_DARK if dark else ''}{_STYLE}</style>",
         f'<rect class="paper" width="{width:.0f}" height="{height:.0f}" rx="10"/>',
         f'<text class="title" x="20" y="30">{html.escape(title)}</text>',
         f'<text class="small" x="20" y="{height - 16:.0f}">{html.escape(subtitle)}</text>',
@@ -127,19 +131,25 @@ def decay_diagram(source: ProcessCard | DecayTopology) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _titles(source: ProcessCard | DecayTopology) -> tuple[str, str]:
+def _titles(source: ProcessCard | DecayTopology | DecayLegs) -> tuple[str, str]:
     """Returns the headline and the line below the diagram."""
+    if isinstance(source, DecayLegs):
+        source = source.topology
     if isinstance(source, DecayTopology):
         return source.text, ""
     energy = f"√s = {source.beam_energy / 1000:g} TeV"
     return source.title, energy + (" · masses in GeV" if source.masses else "")
 
 
-def _look(source: ProcessCard | DecayTopology, node: Node) -> _Look:
+def _look(source: ProcessCard | DecayTopology | DecayLegs, node: Node) -> _Look:
     """Finds symbol, mass and kind of a particle."""
-    if isinstance(source, DecayTopology):
+    if not isinstance(source, ProcessCard):
         pdg, symbol = _KNOWN.get(node.name, (0, node.name))
-        return _Look(symbol, "", pdg, _kind(pdg, node))
+        kind = _kind(pdg, node)
+        if isinstance(source, DecayLegs) and not node.children:
+            seen = source.kinds[node.index]
+            kind = "invisible" if seen is None else seen if seen in _COLOURS else "visible"
+        return _Look(symbol, "", pdg, kind)
     particle, toy = source.particles[node.name], source.phase_space
     pdg = abs(particle.pdg[0])
     parameter = mass_parameter(source, node.name)

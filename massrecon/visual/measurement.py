@@ -64,7 +64,7 @@ def mass_region(measurement: MassMeasurement, pair: tuple[str, str] | None = Non
         rows=2, cols=2, column_widths=[0.78, 0.22], row_heights=[0.22, 0.78],
         shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.02, vertical_spacing=0.02,
     )  # fmt: skip
-    for trace in _rims(plane, x, y):
+    for trace in region_rims(plane, x, y):
         figure.add_trace(trace, row=2, col=1)
     for trace in _marks(measurement, x, y):
         figure.add_trace(trace, row=2, col=1)
@@ -77,7 +77,9 @@ def mass_region(measurement: MassMeasurement, pair: tuple[str, str] | None = Non
                        hoverinfo="skip"),
             row=row, col=column,
         )  # fmt: skip
-    ranges = {name: _around(plane, name, measurement.truth, measurement.names) for name in (x, y)}
+    ranges = {
+        name: range_around(plane, name, measurement.truth, measurement.names) for name in (x, y)
+    }
     figure.update_xaxes(title_text=_label(measurement.symbols, x), range=ranges[x], row=2, col=1)
     figure.update_yaxes(title_text=_label(measurement.symbols, y), range=ranges[y], row=2, col=1)
     figure.update_yaxes(showticklabels=False, ticks="", rangemode="tozero", row=1, col=1)
@@ -291,8 +293,8 @@ def _pair(names: Sequence[str], pair: tuple[str, str] | None) -> tuple[str, str]
     return (names[1], names[0]) if pair is None else pair
 
 
-def _rims(plane: GridPosterior, x: str, y: str) -> list[go.Scatter]:
-    """Draws each rim as one trace of closed lines, the outer one first."""
+def region_rims(plane: GridPosterior, x: str, y: str) -> list[go.Scatter]:
+    """Draws the 95 % and the 68 % region of a plane, each as one trace of closed lines."""
     axes, log_prob = _drawn(plane)
     traces = []
     for level, dash, colour in reversed(_RIMS):
@@ -339,10 +341,10 @@ def _marks(measurement: MassMeasurement, x: str, y: str) -> list[go.Scatter]:
 
 def _frame(measurement: MassMeasurement, x: str, y: str) -> list[go.Scatter]:
     plane = plane_posterior(measurement.posterior, x, y)
-    return [*_rims(plane, x, y), *_marks(measurement, x, y)]
+    return [*region_rims(plane, x, y), *_marks(measurement, x, y)]
 
 
-def _around(
+def range_around(
     plane: GridPosterior, name: str, truth: Tensor | None, names: Sequence[str]
 ) -> list[float]:
     """Returns the range of an axis: the 95 % region and the truth, with some room."""
@@ -362,7 +364,7 @@ def _reach(measurements: Sequence[MassMeasurement], name: str) -> list[float]:
     for m in measurements:
         x, y = _pair(m.names, None)
         pair = (x, y) if name in (x, y) else (name, x)
-        ranges.append(_around(plane_posterior(m.posterior, *pair), name, m.truth, m.names))
+        ranges.append(range_around(plane_posterior(m.posterior, *pair), name, m.truth, m.names))
     return [min(r[0] for r in ranges), max(r[1] for r in ranges)]
 
 

@@ -149,7 +149,8 @@ def posterior_of(
     place = folder / name.replace(":", "_")
     record, drawn = place / "record.json", place / "posterior"
     if record.is_file():
-        return Posterior.load(drawn), json.loads(record.read_text(encoding="utf-8"))
+        known = Posterior.load(drawn)[: len(test)]  # drawn for as many events, or for more
+        return known, json.loads(record.read_text(encoding="utf-8"))
     recipe = TrainingConfig(
         max_minutes=arguments.minutes, clock="processor", batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate, seed=arguments.seed, metric_events=2000,

@@ -23,6 +23,7 @@ from massrecon.models.flow_matching import FlowMatchingConfig, FlowMatchingHead
 from massrecon.models.head import Head
 from massrecon.models.mass_head import MassHead, MassHeadConfig
 from massrecon.models.noise import Draws
+from massrecon.models.samplers import Watch
 
 _WAVES = 5
 # keeps the noise of the momenta apart from that of the masses
@@ -143,15 +144,34 @@ class SequentialHead(Head):
         columns = (2 * place - 1, phase.sin().flatten(-2), phase.cos().flatten(-2))
         return torch.cat([context.expand(*masses.shape[:-1], -1), *columns], dim=-1)
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def _draw(
+        self,
+        context: Tensor,
+        draws: Draws,
+        steps: int | None,
+        solver: str,
+        watch: Watch | None = None,
+    ) -> Tensor:
         masses = self.masses._draw(context, draws, None, "")
         x = masses.new_empty(*masses.shape[:-1], self.n_targets)
         x[..., self.mass_columns] = masses
         if self.momenta is not None:
             draws = dataclasses.replace(draws, seed=draws.seed + _OTHER_STREAM)
             given = self._given(masses, context)
-            x[..., self.other_columns] = self.momenta._draw(given, draws, steps, solver)
+            seen = None if watch is None else self._with_masses(x, watch)
+            x[..., self.other_columns] = self.momenta._draw(given, draws, steps, solver, seen)
         return x
+
+    def _with_masses(self, x: Tensor, watch: Watch) -> Watch:
+        """Shows the way of the momenta together with the masses that they are given."""
+
+        def watching(i: int, signal: float, spread: float, x_t: Tensor, x_0: Tensor) -> None:
+            whole = [x.clone(), x.clone()]
+            for part, others in zip(whole, (x_t, x_0), strict=True):
+                part[..., self.other_columns] = others
+            watch(i, signal, spread, *whole)
+
+        return watching
 
     def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         masses = x[..., self.mass_columns]

@@ -22,6 +22,7 @@ import traitlets
 
 from massrecon.errors import MassReconError, require_extra
 from massrecon.visual.explore.exploration import Exploration
+from massrecon.visual.widgets.slot import FigureSlot, Fit
 
 Progress = Callable[[float, str], None]
 """Says how much of a work is done, 0 to 1, and what goes on; raises `Cancelled` after a stop."""
@@ -30,6 +31,9 @@ WIDE = widgets.Layout(width="100%")
 """Layout of a control that takes the width of its row."""
 
 _DESCRIPTION = {"description_width": "9em"}
+_MARKED = "white-space:pre-wrap;font-family:var(--jp-code-font-family, monospace)"
+_PLAIN = "user-select:text;white-space:pre-wrap;line-height:1.4"
+_LONGEST = 60  # characters of a value in the status
 
 
 class Cancelled(Exception):  # noqa: N818  no error: what was asked for
@@ -45,6 +49,8 @@ class Explorer(widgets.VBox):
     Attributes:
         found: The last result; None before the first.
         failed: The message of the last error; empty if there was none.
+        made_with: The arguments of the figure that is shown, which are no longer those of the
+            traits after an error, or while a long work goes on.
     """
 
     function: ClassVar[str]
@@ -68,9 +74,13 @@ class Explorer(widgets.VBox):
         require_extra("anywidget", extra="jupyter")
         self.found: Exploration | None = None
         self.failed = ""
+        self.made_with: dict[str, Any] = {}
+        self._asked: dict[str, Any] = {}
         self._held = False
         self._worker: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._next: Any = None
+        self._turn = threading.RLock()
         self._build()
         super().__init__(**arguments)
         self._arrange(self._controls())
@@ -88,8 +98,11 @@ class Explorer(widgets.VBox):
         raise NotImplementedError
 
     def arguments(self) -> dict[str, Any]:
-        """Returns the arguments that make the figure shown, in their order."""
+        """Returns what the traits say now, in the order of `parameters`."""
         return {name: getattr(self, name) for name in self.parameters}
+
+    def figure_made(self, title: str, figure: go.FigureWidget) -> None:
+        """Is called with every new figure widget, the first one without title; for clicks."""
 
     # what a subclass uses
 
@@ -109,31 +122,42 @@ class Explorer(widgets.VBox):
             found = self._explore()
         except MassReconError as error:
             self.fail(str(error))
-            return
-        self.show_result(found)
+        except Exception as error:
+            self.fail(f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self.show_result(found)
 
     def show_result(self, found: Exploration) -> None:
-        """Shows a result in place of the one before."""
+        """Shows a result in place of the one before.
+
+        It counts as made with the present arguments; from a long work, with those of its start.
+        """
+        in_work = threading.current_thread() is self._worker
+        self.made_with = dict(self._asked) if in_work else self.arguments()
         self.found, self.failed = found, ""
-        self._status.value = ""
-        figures = {"": found.figure, **found.panels}
-        if list(figures) != list(self._shown):
-            self._shown = {title: go.FigureWidget(f) for title, f in figures.items()}
-            self._place.children = [
-                child
-                for title, figure in self._shown.items()
-                for child in ([_heading(title)] if title else []) + [figure]
-            ]
-        else:
-            self._shown = {t: self._drawn(self._shown[t], f) for t, f in figures.items()}
+        self._status.value = self._still() if self.made_with != self.arguments() else ""
+        for title, figure in self._place_figures({"": found.figure, **found.panels}):
+            self.figure_made(title, figure)
         self._reading.value = f"<p>{html.escape(found.reading)}</p>"
         self._write_recipe()
 
     def fail(self, message: str) -> None:
-        """Shows an error; the figure stays and is marked as that of earlier arguments."""
+        """Shows an error; the figure stays, with the arguments that it was made with."""
         self.failed = message
-        stale = " The figure is that of the arguments before." if self.found is not None else ""
-        self._status.value = f"<p role='alert'><b>⚠ {html.escape(message)}</b>{stale}</p>"
+        stale = self._still() if self.found is not None else ""
+        style = f" style='{_MARKED}'" if "\n" in message else ""
+        text = f"<b{style}>⚠ {html.escape(message)}</b>"
+        self._status.value = f"<p role='alert'>{text}</p>{stale}"
+
+    def _still(self) -> str:
+        """Says which arguments the figure shown was made with: all that differ from the present."""
+        now = self.arguments()
+        old = {name: value for name, value in self.made_with.items() if value != now[name]}
+        if not old:
+            return "<p>The figure is the one from before.</p>"
+        listed = ", ".join(f"{name} = {_short(value)}" for name, value in old.items())
+        return f"<p>The figure was made with {html.escape(listed)}.</p>"
 
     def start(
         self,
@@ -147,25 +171,27 @@ class Explorer(widgets.VBox):
                 `show_result` on the way.
             done: What to do with the result; shows it if not given. A work that was stopped has
                 none.
+
+        A work that still goes on is stopped, and the new one begins when it has ended.
         """
-        if self.working:
-            return
-        self._stopping.clear()
-        self._progress.value, self._stage.value = 0.0, ""
-        self._bar.layout.display = "flex"
-        self._worker = threading.Thread(
-            target=self._work, args=(work, done or self.show_result), daemon=True
-        )
-        self._worker.start()
+        asked = (self.arguments(), work, done or self.show_result)
+        with self._turn:
+            if self.working:
+                self._next = asked
+                self._stopping.set()
+                return
+            self._begin(*asked)
 
     def stop(self) -> None:
         """Asks the long work to end at its next step."""
         self._stopping.set()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Waits for the long work to end."""
-        if self._worker is not None:
-            self._worker.join(seconds)
+        """Waits for the long work to end, and for the one that waits for its end."""
+        worker = None
+        while worker is not self._worker and self._worker is not None:
+            worker = self._worker
+            worker.join(seconds)
 
     @property
     def working(self) -> bool:
@@ -175,26 +201,32 @@ class Explorer(widgets.VBox):
     @property
     def figure(self) -> go.FigureWidget | None:
         """The first figure shown."""
-        return next(iter(self._shown.values()), None)
+        return next((slot.shown for slot in self._slots.values()), None)
+
+    @property
+    def figures(self) -> dict[str, go.FigureWidget]:
+        """All figures shown, by title; the first one has none."""
+        return {title: slot.shown for title, slot in self._slots.items()}
 
     def code(self) -> str:
-        """Writes the Python that makes the same figure."""
+        """Writes the Python that makes the figure shown."""
         module, name = self.function.split(":")
-        given = "".join(f"    {key}={value!r},\n" for key, value in self.arguments().items())
+        given = "".join(f"    {key}={value!r},\n" for key, value in self._recipe_of().items())
         return f"from {module} import {name}\n\nfound = {name}(\n{given})\nfound.figure.show()"
 
     def command(self) -> str:
-        """Writes the command that makes the notebook with the same figure."""
+        """Writes the command that makes the notebook with the figure shown."""
         parts = ["massrecon", "run", self.notebook]
-        for key, value in self.arguments().items():
+        for key, value in self._recipe_of().items():
             parts += ["-p", shlex.quote(f"{key}={value}")]
-        return " ".join([*parts, "--out", f"results/{self.notebook}"])
+        return " ".join([*parts, "-p interactive=False", "--out", f"results/{self.notebook}"])
 
     # how it is built
 
     def _build(self) -> None:
-        self._shown: dict[str, go.FigureWidget] = {}
+        self._slots: dict[str, FigureSlot] = {}
         self._place = widgets.VBox(layout=WIDE)
+        self._fit = Fit()
         self._reading = widgets.HTML().add_class("massrecon-reading")
         self._status = widgets.HTML().add_class("massrecon-status")
         self._progress = widgets.FloatProgress(min=0.0, max=1.0, layout=WIDE)
@@ -219,6 +251,7 @@ class Explorer(widgets.VBox):
             self._reading,
             self._ask,
             self._recipe,
+            self._fit,
         ]
         self.add_class("massrecon-explorer")
 
@@ -226,42 +259,76 @@ class Explorer(widgets.VBox):
         if not self._held:
             self.refresh()
 
+    def _begin(
+        self,
+        asked: dict[str, Any],
+        work: Callable[[Progress], Exploration],
+        done: Callable[[Exploration], None],
+    ) -> None:
+        self._stopping.clear()
+        self._asked = asked
+        self._progress.value, self._stage.value = 0.0, ""
+        self._bar.layout.display = "flex"
+        self._worker = threading.Thread(target=self._work, args=(work, done), daemon=True)
+        self._worker.start()
+
     def _work(self, work: Callable[[Progress], Exploration], done: Callable[..., None]) -> None:
         try:
             done(work(self._tell))
         except Cancelled:
-            self._status.value = "<p>Stopped; the figure shows what was there.</p>"
+            if self._next is not None:
+                return
+            still = self._still() if self.made_with != self.arguments() else ""
+            self._status.value = f"<p>Stopped; the figure shows what was there.</p>{still}"
         except MassReconError as error:
             self.fail(str(error))
         except Exception as error:
             self.fail(f"{type(error).__name__}: {error}")
             raise
         finally:
-            self._bar.layout.display = "none"
+            with self._turn:
+                following, self._next = self._next, None
+                if following is None:
+                    self._bar.layout.display = "none"
+                else:
+                    self._begin(*following)
 
     def _tell(self, share: float, stage: str) -> None:
         if self._stopping.is_set():
             raise Cancelled
         self._progress.value, self._stage.value = share, stage
 
-    def _drawn(self, shown: go.FigureWidget, figure: go.Figure) -> go.FigureWidget:
-        """Brings a figure up to date in place, or puts a new one there if its traces are others."""
-        if [t.type for t in shown.data] != [t.type for t in figure.data]:
-            fresh = go.FigureWidget(figure)
-            self._place.children = [fresh if c is shown else c for c in self._place.children]
-            return fresh
-        with shown.batch_update():
-            for old, new in zip(shown.data, figure.data, strict=True):
-                old.update(new.to_plotly_json(), overwrite=True)
-            shown.update_layout(figure.layout.to_plotly_json(), overwrite=True)
-        return shown
+    def _place_figures(self, figures: Mapping[str, go.Figure]) -> list[tuple[str, go.FigureWidget]]:
+        """Shows figures in their places, the first in the first; returns those that are new."""
+        slots, before, fresh = {}, list(self._slots.values()), []
+        children: list[widgets.Widget] = []
+        for i, (title, figure) in enumerate(figures.items()):
+            slot = before[i] if i < len(before) else FigureSlot(figure, self._fitted)
+            if i >= len(before) or slot.show(figure):
+                fresh.append((title, slot.shown))
+            slots[title] = slot
+            heading = slot.heading
+            heading.value = f"<b>{html.escape(title)}</b>"
+            children += [heading, slot] if title else [slot]
+        self._slots = slots
+        if list(self._place.children) != children:
+            self._place.children = children
+        return fresh
+
+    def _fitted(self) -> None:
+        """Tells a figure that has been drawn how wide it may be."""
+        self._fit.drawn += 1
+
+    def _recipe_of(self) -> dict[str, Any]:
+        return self.made_with or self.arguments()
 
     def _write_recipe(self) -> None:
         self._recipe.layout.display = "" if self._ask.value else "none"
         if self._ask.value:
             texts = [("Python", self.code()), ("Notebook, from a shell", self.command())]
             self._recipe.value = "".join(
-                f"<p><b>{title}</b></p><pre>{html.escape(text)}</pre>" for title, text in texts
+                f"<p><b>{title}</b></p><pre style='{_PLAIN}'>{html.escape(text)}</pre>"
+                for title, text in texts
             )
 
 
@@ -310,5 +377,6 @@ def choice(
     return made
 
 
-def _heading(title: str) -> widgets.HTML:
-    return widgets.HTML(f"<b>{html.escape(title)}</b>")
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"

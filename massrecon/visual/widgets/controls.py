@@ -1,0 +1,118 @@
+"""Further controls of explorers, beside sliders and menus: switches, texts, buttons, a player."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import ipywidgets as widgets
+import traitlets
+
+from massrecon.visual.widgets.explorer import Explorer
+
+_NARROW = widgets.Layout(width="26em")
+_DESCRIPTION = {"description_width": "9em"}
+
+
+def switch(explorer: Explorer, name: str, label: str) -> widgets.Checkbox:
+    """Makes a switch on a `Bool` of an explorer.
+
+    Args:
+        explorer: Whose trait it sets.
+        name: Name of the trait.
+        label: What it says.
+    """
+    made = widgets.Checkbox(
+        value=getattr(explorer, name), description=label, indent=False, layout=_NARROW
+    )
+    traitlets.link((made, "value"), (explorer, name))
+    return made
+
+
+def entry(explorer: Explorer, name: str, label: str, hint: str = "") -> widgets.Text:
+    """Makes a line of text on a `Unicode` of an explorer; it answers to Enter and to leaving it.
+
+    Args:
+        explorer: Whose trait it sets.
+        name: Name of the trait.
+        label: What it says.
+        hint: What an empty line shows.
+    """
+    made = widgets.Text(
+        value=getattr(explorer, name), description=label, placeholder=hint,
+        continuous_update=False, style=_DESCRIPTION, layout=_NARROW,
+    )  # fmt: skip
+    traitlets.link((made, "value"), (explorer, name))
+    return made
+
+
+def combo(
+    explorer: Explorer, name: str, label: str, options: Sequence[str], hint: str = ""
+) -> widgets.Combobox:
+    """Makes a line of text with a menu of what it may be; any other text is taken, too.
+
+    Args:
+        explorer: Whose trait it sets.
+        name: Name of the trait, a `Unicode`.
+        label: What it says.
+        options: The menu.
+        hint: What an empty line shows.
+    """
+    made = widgets.Combobox(
+        value=getattr(explorer, name), options=list(options), ensure_option=False,
+        description=label, placeholder=hint, continuous_update=False, style=_DESCRIPTION,
+        layout=_NARROW,
+    )  # fmt: skip
+    traitlets.link((made, "value"), (explorer, name))
+    return made
+
+
+def rows(*controls: Sequence[widgets.Widget]) -> list[widgets.Widget]:
+    """Puts controls into rows, which break where the page is narrow."""
+    layout = widgets.Layout(flex_flow="row wrap")
+    return [widgets.HBox(list(row), layout=layout) for row in controls]
+
+
+def button(label: str, action: Callable[[], None], hint: str, icon: str = "") -> widgets.Button:
+    """Makes a button.
+
+    Args:
+        label: What it says.
+        action: What it does.
+        hint: What a reader is told who stays on it.
+        icon: Name of a picture, of Font Awesome.
+    """
+    made = widgets.Button(
+        description=label, tooltip=hint, icon=icon, layout=widgets.Layout(width="auto")
+    )
+    made.on_click(lambda _: action())
+    return made
+
+
+def player(
+    explorer: Explorer, name: str, label: str, last: int, first: int = 0, pause: int = 400
+) -> tuple[widgets.HBox, widgets.Play]:
+    """Makes play, pause and a slider on an `Int` of an explorer that counts steps.
+
+    Args:
+        explorer: Whose trait it moves.
+        name: Name of the trait.
+        label: What it says.
+        last: Last step.
+        first: First step.
+        pause: Time between two steps [ms]; not below what a step takes, or steps queue up.
+
+    Returns:
+        The row of both, and the player, whose `max` may change.
+    """
+    play = widgets.Play(
+        min=first, max=last, value=getattr(explorer, name), interval=pause, show_repeat=False,
+        description=label,
+    )  # fmt: skip
+    place = widgets.IntSlider(
+        min=first, max=last, value=play.value, description=label, style=_DESCRIPTION,
+        layout=_NARROW, continuous_update=True,
+    )  # fmt: skip
+    traitlets.dlink((play, "max"), (place, "max"))
+    traitlets.link((place, "value"), (explorer, name))
+    traitlets.link((play, "value"), (explorer, name))
+    return widgets.HBox([play, place]), play

@@ -1,0 +1,102 @@
+"""The explorer of a mass point: sliders for the true masses, the posterior follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets as widgets
+import traitlets
+
+from massrecon.errors import MassReconError
+from massrecon.visual.explore.exploration import Exploration
+from massrecon.visual.explore.mass_point import events_to_do, explore_mass_point
+from massrecon.visual.explore.sources import SAMPLE, event_names, mass_table, model_names
+from massrecon.visual.widgets.controls import button, combo, rows, switch
+from massrecon.visual.widgets.explorer import Explorer, Progress, slider
+
+_AT_ONCE = 24  # events whose densities take less than half a second
+_FEW = 8  # events at a time while sliders may ask for others
+
+
+class MassPointExplorer(Explorer):
+    """What events with given true masses say about them, with one model or two side by side."""
+
+    function = "massrecon.visual.explore.mass_point:explore_mass_point"
+    notebook = "20_mass_point"
+    parameters = (
+        *("model", "compare", "m_parent", "m_daughter", "n_events", "width", "events"),
+        *("more_events", "fresh", "whole", "seed"),
+    )
+
+    model = traitlets.Unicode(SAMPLE, help="model, folder of a trained one, or 'mixture'")
+    compare = traitlets.Unicode("", help="a second one beside it; empty for none")
+    m_parent = traitlets.Float(600.0, min=0.0, help="[GeV] true value of the first mass")
+    m_daughter = traitlets.Float(200.0, min=0.0, help="[GeV] true value of the second mass")
+    n_events = traitlets.Int(10, min=1, help="number of events")
+    width = traitlets.Float(30.0, min=0.1, help="[GeV] half-width of the window estimate")
+    events = traitlets.Unicode(SAMPLE, help="stored events, by name or folder")
+    more_events = traitlets.Unicode("wino_udd_600_200", help="further ones; empty for none")
+    fresh = traitlets.Bool(False, help="simulate events of exactly these masses")
+    whole = traitlets.Bool(False, help="show the whole mass plane")
+    seed = traitlets.Int(1, min=0, help="seed of choice, draw and simulation")
+
+    def _controls(self) -> list[widgets.Widget]:
+        models, samples = model_names(), event_names()
+        self.observe(self._on_masses, names=["m_parent", "m_daughter", "n_events", "seed"])
+        simulate = button(
+            "Simulate events here", self.simulate,
+            "Simulates events of exactly these masses, in seconds; needs the extra 'mc'", "bolt",
+        )  # fmt: skip
+        return rows(
+            (slider(self, "m_parent", "True m(χ̃₂⁰)", 350, 700, 5, "GeV"),
+             slider(self, "m_daughter", "True m(χ̃₁⁰)", 25, 565, 5, "GeV"),
+             slider(self, "n_events", "Events", 1, 100, 1)),
+            (combo(self, "model", "Model", models),
+             combo(self, "compare", "Compare with", ["", *models], "nothing"),
+             combo(self, "events", "Stored events", samples)),
+            (slider(self, "width", "Window ±", 5, 60, 5, "GeV"),
+             slider(self, "seed", "Seed", 0, 50, 1),
+             switch(self, "whole", "Whole mass plane"), simulate),
+        )  # fmt: skip
+
+    def simulate(self) -> None:
+        """Simulates events at the masses of the sliders; moving one takes stored events again."""
+        self.change(fresh=True)
+
+    def prepare(self) -> None:
+        """Computes the densities of all stored events beside the notebook, so that sliders fly."""
+        names = [name for name in (self.model, self.compare) if name]
+        self.start(lambda tell: self._prepared(names, tell), done=lambda _: None)
+
+    def refresh(self) -> None:
+        """Explores at once, or as long work where events are to be simulated or many are new."""
+        try:
+            to_do = events_to_do(self.arguments())
+        except MassReconError as error:
+            self.fail(str(error))
+            return
+        if to_do > _AT_ONCE or (self.fresh and to_do):
+            self.start(lambda tell: explore_mass_point(**self._asked, tell=tell))
+        else:
+            super().refresh()
+
+    def _explore(self) -> Exploration:
+        return explore_mass_point(**self.arguments())
+
+    def _prepared(self, names: list[str], tell: Progress) -> Exploration:
+        stores = [name for name in (self.events, self.more_events) if name]
+        tables = [mass_table(name, store) for name in names for store in stores]
+        total, known = sum(len(table.events) for table in tables), 0
+        for table in tables:
+            for first in range(0, len(table.events), _FEW):
+                tell(known / total, f"stored events prepared: {known:,} of {total:,}")
+                rows = range(first, min(first + _FEW, len(table.events)))
+                table.likelihood(rows)
+                known += len(rows)
+        return self.found or self._explore()
+
+    def _on_masses(self, _: Any) -> None:
+        if self.fresh and not self._held:
+            self._held = True
+            self.fresh = False
+            self._held = False

@@ -1,0 +1,82 @@
+"""The explorer of ten events: play, and they arrive one by one."""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+import traitlets
+
+from massrecon.errors import MassReconError
+from massrecon.inference.combination import OUTLIERS
+from massrecon.visual.explore.exploration import Exploration
+from massrecon.visual.explore.sources import SAMPLE, event_names, model_names
+from massrecon.visual.explore.ten_events import events_to_do, explore_ten_events
+from massrecon.visual.widgets.controls import button, combo, player, rows, switch
+from massrecon.visual.widgets.explorer import Explorer, slider
+
+_PAUSE = 900  # ms between two events
+_AT_ONCE = 24  # events whose densities take less than half a second
+
+
+class TenEventsExplorer(Explorer):
+    """Events arrive one by one, signal or background, and the region of the masses shrinks."""
+
+    function = "massrecon.visual.explore.ten_events:explore_ten_events"
+    notebook = "24_ten_events"
+    parameters = (
+        *("model", "m_parent", "m_daughter", "n_events", "arrived", "background", "outliers"),
+        *("background_events", "events", "more_events", "whole", "seed"),
+    )
+
+    model = traitlets.Unicode(SAMPLE, help="model, folder of a trained one, or 'mixture'")
+    m_parent = traitlets.Float(600.0, min=0.0, help="[GeV] true value of the first mass")
+    m_daughter = traitlets.Float(200.0, min=0.0, help="[GeV] true value of the second mass")
+    n_events = traitlets.Int(10, min=1, help="number of events that arrive")
+    arrived = traitlets.Int(1, min=-1, help="how many have arrived; -1 for all")
+    background = traitlets.Float(0.0, min=0.0, max=1.0, help="share of background events")
+    outliers = traitlets.Float(OUTLIERS, min=0.0, help="share of events taken to tell nothing")
+    background_events = traitlets.Unicode("background_tth", help="stored background events")
+    events = traitlets.Unicode(SAMPLE, help="stored signal events, by name or folder")
+    more_events = traitlets.Unicode("wino_udd_600_200", help="further ones; empty for none")
+    whole = traitlets.Bool(False, help="show the whole mass plane")
+    seed = traitlets.Int(1, min=0, help="seed of the choice and order of the events")
+
+    def _controls(self) -> list[widgets.Widget]:
+        if self.arrived < 1:
+            self.arrived = self.n_events
+        moving, self._play = player(self, "arrived", "Arrived", self.n_events, 1, pause=_PAUSE)
+        samples = event_names()
+        return rows(
+            (moving, button("Other events", self.shuffle, "Takes the next seed", "random")),
+            (slider(self, "n_events", "Events", 1, 60, 1),
+             slider(self, "background", "Background", 0.0, 0.8, 0.05),
+             slider(self, "outliers", "Taken as outliers", 0.0, 0.8, 0.01)),
+            (slider(self, "m_parent", "True m(χ̃₂⁰)", 350, 700, 5, "GeV"),
+             slider(self, "m_daughter", "True m(χ̃₁⁰)", 25, 565, 5, "GeV"),
+             slider(self, "seed", "Seed", 0, 50, 1)),
+            (combo(self, "model", "Model", model_names()),
+             combo(self, "background_events", "Taken from", samples),
+             switch(self, "whole", "Whole mass plane")),
+        )  # fmt: skip
+
+    def shuffle(self) -> None:
+        """Takes other events."""
+        self.seed = self.seed % 50 + 1
+
+    def refresh(self) -> None:
+        """Explores at once, or as long work where many densities are new."""
+        held, self._held = self._held, True
+        self._play.max = self.n_events
+        self.arrived = min(self.arrived, self.n_events)
+        self._held = held
+        try:
+            to_do = events_to_do(self.arguments())
+        except MassReconError as error:
+            self.fail(str(error))
+            return
+        if to_do > _AT_ONCE:
+            self.start(lambda tell: explore_ten_events(**self._asked, tell=tell))
+        else:
+            super().refresh()
+
+    def _explore(self) -> Exploration:
+        return explore_ten_events(**self.arguments())

@@ -1,0 +1,76 @@
+"""The explorer of decays: type a decay string, see its diagram and what follows from it."""
+
+from __future__ import annotations
+
+import re
+
+import ipywidgets as widgets
+import traitlets
+
+from massrecon.events.card import load_card
+from massrecon.events.library import card_names
+from massrecon.visual.explore.exploration import Exploration
+from massrecon.visual.explore.topology import DECAY, explore_topology
+from massrecon.visual.widgets.entries import list_entry, live_entry
+from massrecon.visual.widgets.explorer import Explorer, choice, slider
+
+_OWN = "a decay of your own"
+
+
+class TopologyExplorer(Explorer):
+    """Shows the diagram, assignments, symmetries and subsystems of a decay while it is typed.
+
+    A string that cannot be read yet leaves the last good diagram in place, with the message and the
+    decay that it belongs to.
+    """
+
+    function = "massrecon.visual.explore.topology:explore_topology"
+    notebook = "29_topology"
+    parameters = ("decay", "card", "invisible", "kinds", "extra", "missing")
+
+    decay = traitlets.Unicode(DECAY, help="Decay string; not looked at with a card.")
+    card = traitlets.Unicode("", help="Name of a process card, or empty for `decay`.")
+    invisible = traitlets.List(traitlets.Unicode(), ["C", "nu"], help="Legs that are not seen.")
+    kinds = traitlets.List(traitlets.Unicode(), help="Kinds of objects as NAME=KIND.")
+    extra = traitlets.Int(0, min=0, help="Objects without a leg, of the most frequent kind.")
+    missing = traitlets.Int(0, min=0, help="Legs of that kind that may have lost their object.")
+
+    def _controls(self) -> list[widgets.Widget]:
+        cards = {_OWN: "", **{name: name for name in card_names()}}
+        if self.card not in cards.values():  # a path
+            cards[self.card] = self.card
+        self._menu = choice(self, "card", "process card", cards)
+        line = live_entry(self, "decay", "decay")
+        self.observe(self._on_card, names="card")
+        self.observe(self._on_decay, names="decay")
+        if self.card:
+            self._on_card()
+        rows = [
+            [self._menu, list_entry(self, "invisible", "unseen legs", "C, nu")],
+            [list_entry(self, "kinds", "kinds of objects", "b=jet, l=lepton")],
+            [slider(self, "extra", "extra objects", 0, 4, 1),
+             slider(self, "missing", "lost at most", 0, 4, 1)],
+        ]  # fmt: skip
+        wrap = widgets.Layout(flex_flow="row wrap")
+        return [line, *(widgets.HBox(row, layout=wrap) for row in rows)]
+
+    def _explore(self) -> Exploration:
+        return explore_topology(**self.arguments())
+
+    def _on_card(self, _: object = None) -> None:
+        """Writes the decay of a chosen card into the line."""
+        if self.card:
+            held, self._held = self._held, True
+            self.decay = _decay_of(self.card)
+            self._held = held
+
+    def _on_decay(self, _: object) -> None:
+        """Leaves the card when the decay becomes another."""
+        if self.card and self.decay != _decay_of(self.card):
+            held, self._held = self._held, True
+            self.card = ""
+            self._held = held
+
+
+def _decay_of(card: str) -> str:
+    return re.sub(r"\s+", " ", load_card(card).decay).strip()

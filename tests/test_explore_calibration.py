@@ -1,0 +1,95 @@
+"""The explorer of calibration: tests that fail on broken posteriors, and the correction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from massrecon.errors import InputError
+from massrecon.visual.explore.calibration import explore_calibration, sharpened
+from massrecon.visual.explore.sources import mass_draws
+from massrecon.visual.widgets.calibration import CalibrationExplorer
+
+QUICK: dict[str, Any] = {"model": "mixture", "n_samples": 32}
+
+
+def coverage(found: Any, when: str, mass: str) -> float:
+    return found.data[when]["masses"][mass]["coverage_of_68"]
+
+
+def test_sharpening_is_seen_and_put_right() -> None:
+    good = explore_calibration(**QUICK)
+    bad = explore_calibration(**QUICK, sharpen=2.0, recalibrated=True)
+    assert good.data["before"]["p_value"] > 0.01
+    assert bad.data["before"]["p_value"] < 0.01
+    assert bad.data["after"]["p_value"] > 0.01
+    for mass in ("chi20", "chi10"):
+        assert coverage(bad, "before", mass) < 0.5
+        error = bad.data["after"]["masses"][mass]["coverage_error"]
+        assert abs(coverage(bad, "after", mass) - 0.68) < 3 * error < 0.15
+        assert bad.data["before"]["masses"][mass]["variance"] > 1.3
+    assert "they are not calibrated" in bad.reading
+    assert "no deviation is seen" in bad.reading
+    assert "sharpened by 2" in bad.reading
+
+
+def test_sharpening_keeps_the_median_and_divides_the_spread() -> None:
+    posterior = mass_draws("mixture", n_samples=32)
+    narrow = sharpened(posterior, 2.0)
+    assert sharpened(posterior, 1.0) is posterior
+    spread = posterior.mass_samples().std(0)
+    assert torch.allclose(narrow.mass_samples().std(0), spread / 2)
+    assert torch.allclose(narrow.estimate("median"), posterior.estimate("median"))
+
+
+def test_fit_and_test_share_no_mass_point() -> None:
+    found = explore_calibration(**QUICK)
+    posterior = mass_draws("mixture", n_samples=32)
+    assert found.data["n_fitted"] + found.data["n_tested"] == len(posterior)
+    assert abs(found.data["n_fitted"] - found.data["n_tested"]) < 0.2 * len(posterior)
+
+
+@pytest.mark.parametrize(("test", "curves"), [("central", 4), ("ranks", 4), ("tarp", 2)])
+def test_each_test_has_its_curves(test: str, curves: int) -> None:
+    found = explore_calibration(**QUICK, test=test, recalibrated=True)
+    names = [
+        t.name for t in found.figure.data if t.name and ("before" in t.name or "after" in t.name)
+    ]
+    assert len(names) == curves
+    assert [title.split(", ")[1] for title in found.panels] == [
+        "before recalibration",
+        "after recalibration",
+    ]
+    assert "%" in found.figure.layout.yaxis.title.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test": "sbc"}, "Unknown test 'sbc'"),
+        ({"sharpen": 0.0}, "'sharpen' should be from 0.1"),
+        ({"events": "wino_udd_600_200"}, "'events' should have 8 mass points"),
+        ({"degree": 0, "recalibrated": True}, "'degree' >= 1"),
+    ],
+)
+def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        explore_calibration(**{**QUICK, **change})
+
+
+def test_widget_recalibrates_on_a_button() -> None:
+    explorer = CalibrationExplorer(**QUICK, sharpen=1.6)
+    explorer.wait(60)
+    assert explorer.failed == ""
+    assert len(explorer.figures) == 2
+    toggle = explorer.children[2].children[0]
+    toggle.value = True
+    assert explorer.recalibrated
+    assert len(explorer.figures) == 3
+    assert "recalibrated=True" in explorer.code()
+    figure = explorer.figure
+    explorer.sharpen = 1.0
+    assert explorer.figure is figure
+    assert "sharpened" not in explorer._reading.value

@@ -1,0 +1,130 @@
+"""The explorer of ten events: arrivals, background, widths, and the player."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import massrecon as mr
+from massrecon.errors import InputError
+from massrecon.visual.explore.sources import stored_events
+from massrecon.visual.explore.ten_events import events_to_do, explore_ten_events
+from massrecon.visual.widgets.ten_events import TenEventsExplorer
+
+QUICK: dict[str, Any] = {"n_events": 6, "seed": 3}
+DEFAULTS: dict[str, Any] = {
+    "model": "wino_udd", "m_parent": 600.0, "m_daughter": 200.0, "arrived": -1,
+    "background": 0.0, "outliers": 0.01, "background_events": "background_tth",
+    "events": "wino_udd", "more_events": "wino_udd_600_200", "whole": False,
+}  # fmt: skip
+
+
+def test_all_events_are_measured_as_they_are() -> None:
+    found = explore_ten_events(**QUICK)
+    events = stored_events("wino_udd_600_200")
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randperm(len(events), generator=generator)[:6].tolist()
+    exact = mr.measure(mr.load_model("wino_udd"), events[rows])
+    assert found.data["estimate_GeV"] == pytest.approx(exact.estimate().tolist(), abs=1.0)
+    half = exact.interval(0.68).diff(dim=1)[:, 0] / 2
+    assert found.data["half_width_GeV"][-1] == pytest.approx(half.tolist(), rel=0.06)
+    assert found.data["n_background"] == 0
+    assert "After 6 event(s), 0 of them background" in found.reading
+
+
+def test_events_arrive_one_by_one() -> None:
+    steps = [explore_ten_events(**QUICK, arrived=n) for n in (1, 2, 6)]
+    first, second, _last = (found.figure for found in steps)
+    names = [trace.name for trace in first.data]
+    assert names == [trace.name for trace in second.data]
+    before = names.index("before it")
+    assert list(first.data[before].x) == [None]
+    inner = names.index("68%")
+    assert list(second.data[before].x) == list(first.data[inner].x)
+    curve = names.index("<i>m</i>(χ̃<sub>2</sub><sup>0</sup>)")
+    assert [len(found.figure.data[curve].x) for found in steps] == [1, 2, 6]
+    assert len({found.figure.layout.xaxis.range for found in steps}) == 1
+    assert steps[2].data["region_GeV2"]["68%"] < 0.3 * steps[0].data["region_GeV2"]["68%"]
+
+
+def test_background_takes_the_place_of_signal_events() -> None:
+    found = explore_ten_events(**QUICK, background=0.4)
+    more = explore_ten_events(**QUICK, background=0.7)
+    false, worse = found.data["background"], more.data["background"]
+    assert 0 < sum(false) < sum(worse)
+    assert all(b for a, b in zip(false, worse, strict=True) if a)
+    crosses = next(t for t in found.figure.data if t.name == "background event")
+    assert list(crosses.x) == [i + 1 for i, wrong in enumerate(false) if wrong]
+    # up to the first background event nothing changes
+    n = false.index(True)
+    pure = explore_ten_events(**QUICK)
+    kept = found.data["half_width_GeV"][:n]
+    assert torch.allclose(
+        torch.tensor(kept).reshape(n, 2),
+        torch.tensor(pure.data["half_width_GeV"])[:n].reshape(n, 2),
+    )
+    assert pure.data["half_width_GeV"][n] != found.data["half_width_GeV"][n]
+    only = explore_ten_events(**QUICK, background=1.0, model="mixture")
+    assert only.data["n_background"] == 6
+
+
+def test_outliers_widen_the_region() -> None:
+    bold = explore_ten_events(**QUICK, outliers=0.0)
+    shy = explore_ten_events(**QUICK, outliers=0.3)
+    assert shy.data["region_GeV2"]["95%"] > bold.data["region_GeV2"]["95%"]
+
+
+def test_many_events_are_shown_at_some_numbers() -> None:
+    found = explore_ten_events(**{**QUICK, "n_events": 24, "model": "mixture"})
+    counts = found.data["events"]
+    assert (counts[0], counts[-1]) == (1, 24)
+    assert counts == sorted(set(counts))
+    assert len(counts) <= 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_events": 0}, "'n_events' should be at least 1"),
+        ({"arrived": 7}, "'arrived' should be from 1 to 6"),
+        ({"arrived": 0}, "'arrived' should be from 1 to 6"),
+        ({"background": 1.5}, "'background' should be a share"),
+        ({"outliers": 1.0}, "'outliers' should be in"),
+        ({"n_events": 401}, "at most 400"),
+        ({"n_events": 300, "background": 1.0}, "'background_events' holds 120 events"),
+    ],
+)
+def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        explore_ten_events(**{**QUICK, **change})
+
+
+def test_what_is_known_need_not_be_done() -> None:
+    arguments = {**DEFAULTS, **QUICK, "seed": 77, "n_events": 3}
+    assert events_to_do(arguments) > 0
+    explore_ten_events(**arguments)
+    assert events_to_do(arguments) == 0
+
+
+def test_widget_plays_shuffles_and_keeps_to_its_number() -> None:
+    explorer = TenEventsExplorer(**QUICK)
+    assert explorer.failed == ""
+    assert (explorer.arrived, explorer._play.max) == (1, 6)
+    explorer._play.value = 4
+    assert explorer.found is not None
+    assert explorer.found.data["arrived"] == 4
+    assert "arrived=4" in explorer.code()
+    explorer.n_events = 3
+    assert (explorer.arrived, explorer._play.max) == (3, 3)
+    seed = explorer.seed
+    explorer.shuffle()
+    assert explorer.seed == seed + 1
+    explorer.n_events = 27
+    explorer.wait(60)
+    assert explorer.found.data["arrived"] == 3
+    assert explorer._play.max == 27
+    explorer.model = "nowhere"
+    assert "not a saved model" in explorer.failed
+    assert "model='wino_udd'" in explorer.code()
