@@ -71,18 +71,13 @@ def explore_deelema_live(
     run = TEST_RUNS[test]
     model = _model(run, m_trial, (start_parent, start_daughter), anchored, n_events, epochs, seed)
     entries: list[Entry] = [{"epoch": 0, "loss": None, **model.masses}]
-    trial = next(iter(model.config.m_invisible.values()))
-    about = {
-        "truth_GeV": dict(run.truth), "true_trial_mass_GeV": run.m_invisible,
-        "trial_mass_GeV": trial, "start_GeV": model.masses,
-        "contamination": contamination if run.contamination is None else run.contamination,
-        "n_events": n_events, "anchored": anchored,
-    }  # fmt: skip
+    share = contamination if run.contamination is None else run.contamination
+    about = {**_about(run, model), "contamination": share, "n_events": n_events}
     if not train:
         return _exploration(entries, about, None)
     say = tell or (lambda share, stage: None)
     say(0.0, "events")
-    events = _events(test, n_events, seed, about["contamination"])
+    events = _events(test, n_events, seed, share)
     say(0.0, "solvability edges of the events" if anchored else "training")
 
     def on_epoch(entry: Mapping[str, Any]) -> None:
@@ -93,6 +88,17 @@ def explore_deelema_live(
 
     model.fit(events, seed=seed, n_bootstrap=_BOOTSTRAP, progress=False, on_epoch=on_epoch)
     return _exploration(entries, about, model, events)
+
+
+def _about(run: TestRun, model: DeeLeMa) -> dict[str, Any]:
+    """Says what is fitted, from where, and what would be right."""
+    return {
+        "truth_GeV": dict(run.truth),
+        "true_trial_mass_GeV": run.m_invisible,
+        "trial_mass_GeV": next(iter(model.config.m_invisible.values())),
+        "start_GeV": model.masses,
+        "anchored": model.config.anchor == "edge",
+    }
 
 
 def _check(contamination: float, n_events: int, epochs: int) -> None:

@@ -63,11 +63,7 @@ def explore_topology(
     if extra < 0 or missing < 0:
         raise InputError(f"'extra' and 'missing' should not be negative, got {extra}, {missing}.")
     process = load_card(card) if card else None
-    if process is not None:
-        legs = legs_of(process)
-    else:
-        topology = DecayTopology.parse(decay)
-        legs = DecayLegs.of(topology, _legs_among(topology, invisible), _kinds(topology, kinds))
+    legs = legs_of(process) if process is not None else _legs(decay, invisible, kinds)
     ways = _ways(legs, extra, missing)
     parts = _subsystems(legs)
     data = {
@@ -147,6 +143,11 @@ def _expected(legs: DecayLegs, counts: dict[str, int], most: str, lost: int) -> 
         ]
         ways *= sum(orders)
     return ways / count_symmetries(legs)
+
+
+def _legs(decay: str, invisible: Sequence[str], kinds: Sequence[str]) -> DecayLegs:
+    topology = DecayTopology.parse(decay)
+    return DecayLegs.of(topology, _legs_among(topology, invisible), _kinds(topology, kinds))
 
 
 def _legs_among(topology: DecayTopology, names: Iterable[str]) -> list[str]:
