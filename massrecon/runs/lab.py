@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,9 @@ from massrecon.runs.notebooks import notebook_folder
 
 START = "notebooks/00_start.ipynb"
 """What opens first."""
+
+PAGE = Path(__file__).parent / "page"
+"""Template of a page that asks nothing of other machines."""
 
 _RECORD = ".massrecon.json"
 Outcome = Literal["new", "renewed", "unchanged", "kept"]
@@ -102,15 +105,20 @@ def open_app(folder: str | Path, notebook: str, options: Sequence[str] = ()) -> 
     if not path.is_file():
         names = [found.stem for found in sorted(path.parent.glob("*.ipynb"))]
         raise unknown_name("notebook", notebook, names)
-    own = ["--Voila.ip=127.0.0.1", "--Voila.auto_token=True", "--strip_sources=True"]
-    _serve("Voilà", ["voila", str(path), *own, *options], folder)
+    own = ["--Voila.ip=127.0.0.1", "--Voila.auto_token=True", "--template=massrecon"]
+    paths = [str(PAGE), *filter(None, [os.environ.get("JUPYTER_PATH")])]
+    changes = {"JUPYTER_PATH": os.pathsep.join(paths)}
+    _serve("Voilà", ["voila", str(path), *own, *options], folder, changes)
 
 
-def _serve(name: str, module: Sequence[str], folder: Path) -> None:
+def _serve(
+    name: str, module: Sequence[str], folder: Path, changes: Mapping[str, str] | None = None
+) -> None:
     """Runs a server in the foreground until it ends or is interrupted."""
     command = [sys.executable, "-m", *module]
+    environment = os.environ | dict(changes or {})
     try:
-        code = subprocess.run(command, cwd=folder, env=os.environ, check=False).returncode
+        code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
     except KeyboardInterrupt:
         return
     if code:
