@@ -37,6 +37,7 @@ PARAMETERS = {
         "progress",
         "settings",
         "n_generated",
+        "pool",
     ],
     "import_events": [
         "path",
@@ -68,6 +69,7 @@ PARAMETERS = {
         "training",
         "seed",
         "device",
+        "processes",
         "out",
         "progress",
         "options",
@@ -84,6 +86,7 @@ PARAMETERS = {
         "calibration",
         "outliers",
         "log_term",
+        "background",
         "step",
         "n_samples",
         "seed",

@@ -82,9 +82,7 @@ def test_training_events_stand_in_for_a_record(folders: dict[str, Path], tmp_pat
     assert found.warnings == found.measurement.notes
 
 
-def test_background_is_counted_where_it_may_be(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_background_is_counted_where_it_may_be(folders: dict[str, Path], tmp_path: Path) -> None:
     arguments = ["measure", str(folders["seen"]), "--model", str(folders["model"])]
     arguments += ["--masses", "chi10=190:210", "--background", str(folders["background"])]
     with pytest.raises(InputError, match="pass 'training'"):

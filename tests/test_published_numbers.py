@@ -98,3 +98,21 @@ def test_plane() -> None:
     assert quoted(r"C2ST ([\d.]+) ± ([\d.]+)") == pytest.approx(
         (c2st["value"], c2st["error"]), abs=0.00051
     )
+
+
+def test_plane_against_the_published_network() -> None:
+    plane = recorded("reconstruction")["plane"]
+    model = plane["models"]["barman2025"]
+    number = r"([\d.]+) ± ([\d.]+)"
+    for estimator, pattern in (("window", "with its window"), ("draw", "with one draw")):
+        said = quoted(rf"{number} and {number} % {pattern}")
+        cells = [model["efficiency"][mass][estimator]["30"] for mass in ("chi20", "chi10")]
+        found = [100 * cell[key] for cell in cells for key in ("value", "error")]
+        assert said == pytest.approx(found, abs=0.0501)
+    gains = plane["differences"]["barman2025"]
+    said = quoted(rf"better by {number} and {number} points, window")
+    found = [v for mass in ("chi20", "chi10") for v in gains[mass]["window less window"]]
+    assert said == pytest.approx(found, abs=0.0501)
+    said = quoted(rf"and by {number} and {number} points against its single draw")
+    found = [v for mass in ("chi20", "chi10") for v in gains[mass]["window less draw"]]
+    assert said == pytest.approx(found, abs=0.0501)

@@ -149,8 +149,7 @@ def posterior_of(
     place = folder / name.replace(":", "_")
     record, drawn = place / "record.json", place / "posterior"
     if record.is_file():
-        known = Posterior.load(drawn)[: len(test)]  # drawn for as many events, or for more
-        return known, json.loads(record.read_text(encoding="utf-8"))
+        return Posterior.load(drawn), json.loads(record.read_text(encoding="utf-8"))
     recipe = TrainingConfig(
         max_minutes=arguments.minutes, clock="processor", batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate, seed=arguments.seed, metric_events=2000,
@@ -193,7 +192,14 @@ def results_of(posterior: Posterior) -> dict[str, Any]:
 
 
 def difference(one: Posterior, other: Posterior, mass: str) -> dict[str, tuple[float, float]]:
-    """Computes by how many points `one` is better, with bootstrap errors over mass points."""
+    """Computes by how many points `one` is better, with bootstrap errors over mass points.
+
+    If one was drawn for more events than the other, its first ones are compared.
+    """
+    n = min(len(one), len(other))
+    one, other = one[:n], other[:n]
+    if not torch.equal(one.true_masses(), other.true_masses()):
+        raise SystemExit("The posteriors are of other events: remove them from the folder.")
     group = clusters(one.true_masses())
     counts = group_sums(torch.ones(len(one), dtype=torch.float64), group)
     generator = torch.Generator().manual_seed(1)
@@ -303,12 +309,11 @@ def main() -> None:
     for name in arguments.models:
         posterior, record = posterior_of(name, train, test, folder, arguments)
         posteriors[name] = posterior.within(study.judged)
-        models[name] = record | results_of(posteriors[name]) | {"n_test": len(test)}
+        models[name] = record | results_of(posteriors[name]) | {"n_test": len(posterior)}
     first, *others = arguments.models
     masses = list(models[first]["coverage"])
     results = {
         "command": command_of(arguments),
-        "n_test": len(test),
         "reference": first,
         "models": models,
         "differences": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -128,6 +129,10 @@ def serving(command: list[str], folder: Path) -> Iterator[str]:
         for name in ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR",
                      "LAB_WORKSPACES_DIR")
     }  # fmt: skip
+    settings = own / "_config_dir" / "labconfig" / "page_config.json"
+    settings.parent.mkdir(parents=True)
+    news = {"@jupyterlab/apputils-extension:announcements": True}
+    settings.write_text(json.dumps({"disabledExtensions": news}))
     log = folder / "server.log"
     with log.open("w") as stream:
         server = subprocess.Popen(
@@ -153,7 +158,7 @@ def watched_page(folder: Path) -> Iterator[Watched]:
     with playwright.sync_playwright() as runner:
         browser = runner.chromium.launch_persistent_context(
             str(folder), executable_path=CHROMIUM, headless=True, args=FLAGS,
-            viewport={"width": 1500, "height": 1400},
+            viewport={"width": 1400, "height": 2300},  # all of an explorer at once
         )  # fmt: skip
         try:
             yield Watched(browser.new_page())

@@ -42,7 +42,7 @@ def page(tmp_path: Path) -> Iterator[Watched]:
         pytest.param("21_efficiency_map", "Window", marks=slow),
         pytest.param("22_event_display", "event", marks=slow),
         pytest.param("23_denoising", "Step", marks=slow),
-        pytest.param("24_ten_events", "Arrived", marks=slow),
+        pytest.param("24_ten_events", "Background", marks=slow),
         pytest.param("25_variables", "trial mass", marks=slow),
         pytest.param("28_calibration", "Sharpened by", marks=slow),
     ],
@@ -78,7 +78,7 @@ def test_a_decay_is_read_while_it_is_typed(lab: str, page: Watched) -> None:
 def test_masses_move_while_the_fit_goes_on(lab: str, page: Watched) -> None:
     page.run_notebook(lab, "26_deelema_live")
     before = page.numbers()
-    page.page.get_by_role("button", name="Start").click()
+    page.page.get_by_role("button", name="Train").click()
     page.wait_for_other_numbers(before, seconds=180)
     page.page.get_by_role("button", name="Stop").first.click()
     page.picture("26_deelema_live")

@@ -1,0 +1,111 @@
+"""How fast explorers answer in a real browser, from a key on a slider to other numbers drawn.
+
+::
+
+    python tests/benchmarks/widgets.py
+
+Prints the median and the slowest of some moves of each explorer that opens on what comes with
+massrecon. Needs chromium and an idle machine. ``--record`` writes ``results/widgets.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from massrecon.provenance import versions, write_json
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.browser.jupyter import TOKEN, Watched, serving, watched_page
+
+RESULTS = Path(__file__).parent / "results" / "widgets.json"
+EXPLORERS = {
+    "20_mass_point": "True m(χ̃₁⁰)",
+    "21_efficiency_map": "Window",
+    "22_event_display": "turned by",
+    "23_denoising": "Step",
+    "24_ten_events": "Background",
+    "25_variables": "trial mass",
+    "28_calibration": "Sharpened by",
+}
+"""A slider of each."""
+
+_CHANGE = """([index, key]) => new Promise((resolve) => {
+  const figures = () => JSON.stringify([...document.querySelectorAll('.js-plotly-plot')].map(
+    (figure) => (figure._fullData || []).map(
+      (trace) => [trace.x, trace.y, trace.z].map((v) => v && Array.from(v)))));
+  const handle = document.querySelectorAll('.widget-slider .noUi-handle')[index];
+  const before = figures();
+  const started = performance.now();
+  handle.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
+  const look = () => {
+    const now = performance.now() - started;
+    if (figures() !== before || now > 20000) resolve(now);
+    else requestAnimationFrame(look);
+  };
+  look();
+})"""
+_SETTLE = 1.0  # [s] between moves
+_WAIT = 90_000  # [ms] for what an explorer prepares beside the notebook
+
+
+def moves(page: Watched, label: str, number: int) -> list[float]:
+    """Moves a slider to and fro, and returns how long each answer took [ms]."""
+    row = page.page.locator(".widget-slider", has=page.page.get_by_text(label)).first
+    handles = page.page.locator(".widget-slider .noUi-handle")
+    own = row.locator(".noUi-handle").first.element_handle()
+    index = next(i for i in range(handles.count()) if handles.nth(i).evaluate(
+        "(one, other) => one === other", own
+    ))  # fmt: skip
+    found = []
+    for k in range(number):
+        key = "ArrowRight" if k % 4 < 2 else "ArrowLeft"
+        found.append(page.page.evaluate(_CHANGE, [index, key]))
+        time.sleep(_SETTLE)
+    return found
+
+
+def measured(notebook: str, label: str, url: str, folder: Path, number: int) -> dict[str, Any]:
+    """Opens an explorer, lets it prepare what it wants, and moves its slider."""
+    with watched_page(folder) as page:
+        page.run_notebook(url, notebook)
+        bar = page.page.get_by_role("button", name="Stop").first
+        if bar.count():
+            bar.wait_for(state="hidden", timeout=_WAIT)
+        times = moves(page, label, number)
+    return {"slider": label, "median_ms": statistics.median(times), "slowest_ms": max(times)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("notebooks", nargs="*", default=list(EXPLORERS))
+    parser.add_argument("--moves", type=int, default=12)
+    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
+    arguments = parser.parse_args()
+    found = {}
+    options = [f"--IdentityProvider.token={TOKEN}", "--allow-root"]
+    options += ["--LabApp.expose_app_in_browser=True"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with serving(["lab", str(folder / "mine"), *options], folder) as url:
+            for notebook in arguments.notebooks:
+                own = folder / notebook
+                own.mkdir()
+                label = EXPLORERS[notebook]
+                found[notebook] = measured(notebook, label, url, own, arguments.moves)
+                row = found[notebook]
+                print(f"{notebook:20s} {row['slider']:14s} median {row['median_ms']:6.0f} ms, "
+                      f"slowest {row['slowest_ms']:6.0f} ms")  # fmt: skip
+    if arguments.record:
+        command = "python tests/benchmarks/widgets.py --record"
+        content = {"command": command, "seed": None, "moves": arguments.moves, "explorers": found}
+        write_json(RESULTS, content | {"versions": versions("plotly", "ipywidgets")})
+
+
+if __name__ == "__main__":
+    main()
