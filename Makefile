@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # benchmarks of speed; the others in tests/benchmarks measure physics and need events
 SPEED := detector kinematics mixture models scan simulate store toys
 
-.PHONY: demo test test-all lab lint benchmark audit clean
+.PHONY: demo test test-all lab lint benchmark docs audit clean
 
 demo: $(VENV)/.user
 	$(BIN)/massrecon demo --out results/demo
@@ -31,6 +31,11 @@ lint: $(VENV)/.dev
 benchmark: $(VENV)/.dev
 	for name in $(SPEED); do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
+# the site needs neither the package nor a network: open results/docs/index.html
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
+	@echo "Open results/docs/index.html"
+
 # asks a database on the network for known vulnerabilities of the pinned versions
 audit:
 	$(PYTHON) -m venv $(VENV)/audit
@@ -53,4 +58,9 @@ $(VENV)/.user: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.user
 	$(PIP) --upgrade pip
 	$(PIP) --group dev
+	touch $@
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --upgrade pip
+	$(PIP) --group docs
 	touch $@

@@ -116,3 +116,19 @@ def test_plane_against_the_published_network() -> None:
     said = quoted(rf"and by {number} and {number} points against its single draw")
     found = [v for mass in ("chi20", "chi10") for v in gains[mass]["window less draw"]]
     assert said == pytest.approx(found, abs=0.0501)
+
+
+def test_masses_with_background() -> None:
+    found = recorded("with_background")
+    rates, share = (found["methods"][name] for name in ("expected rates", "unknown share"))
+    number = r"([\d.]+) ± ([\d.]+)"
+    said = quoted(rf"still give m\(χ̃₂⁰\) within {number} and m\(χ̃₁⁰\) within {number} GeV")
+    widths = [rates["resolution"], rates["resolution_error"]]
+    assert said == pytest.approx([widths[i][j] for j in (0, 1) for i in (0, 1)], abs=0.0501)
+    said = quoted(rf"regions of 68 and 95 % hold the truth in {number} and {number} %\. With an")
+    own = [
+        rates[key][level] for level in ("0.68", "0.95") for key in ("coverage", "coverage_error")
+    ]
+    assert said == pytest.approx([100 * value for value in own], abs=0.0501)
+    said = quoted(r"comes out within ([\d.]+) GeV, m\(χ̃₂⁰\) often far too low \(68 % within (\d+)")
+    assert said == pytest.approx([share["resolution"][1], share["resolution"][0]], abs=0.501)

@@ -1,0 +1,23 @@
+"""Hooks of mkdocs: fill the pages, and add the pictures and tutorials of the repository."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from filling import filled, lesson
+from measured import ROOT
+from mkdocs.structure.files import File, Files
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pictures, and a page for every tutorial."""
+    for path in sorted((ROOT / "tutorials" / "pictures").glob("*.png")):
+        files.append(File.generated(config, f"pictures/{path.name}", abs_src_path=str(path)))
+    for path in sorted((ROOT / "tutorials").glob("*.ipynb")):
+        files.append(File.generated(config, f"lessons/{path.stem}.md", content=lesson(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fills a page."""
+    return filled(markdown)
