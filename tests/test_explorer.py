@@ -207,25 +207,7 @@ def test_long_work_shows_what_it_was_asked_though_the_traits_went_on() -> None:
     assert "made with slope = 2.0" in texts(explorer)
 
 
-def test_long_work_can_be_stopped() -> None:
-    explorer, going = LineExplorer(), threading.Event()
-
-    def work(tell: Progress) -> Exploration:
-        while True:
-            tell(0.1, "on and on")
-            going.set()
-
-    explorer.start(work)
-    assert going.wait(10)
-    explorer.stop()
-    explorer.wait(10)
-    assert not explorer.working
-    assert "Stopped" in texts(explorer)
-    with pytest.raises(Cancelled):
-        explorer._tell(0.2, "")
-
-
-def test_new_long_work_takes_the_place_of_the_old() -> None:
+def in_endless_work() -> LineExplorer:
     explorer, going = LineExplorer(), threading.Event()
 
     def endless(tell: Progress) -> Exploration:
@@ -235,6 +217,21 @@ def test_new_long_work_takes_the_place_of_the_old() -> None:
 
     explorer.start(endless)
     assert going.wait(10)
+    return explorer
+
+
+def test_long_work_can_be_stopped() -> None:
+    explorer = in_endless_work()
+    explorer.stop()
+    explorer.wait(10)
+    assert not explorer.working
+    assert "Stopped" in texts(explorer)
+    with pytest.raises(Cancelled):
+        explorer._tell(0.2, "")
+
+
+def test_new_long_work_takes_the_place_of_the_old() -> None:
+    explorer = in_endless_work()
     explorer.change(slope=4.0)
     explorer.start(lambda _: explore_line(slope=4.0, points=3))
     explorer.wait(10)

@@ -106,11 +106,7 @@ def train(
             task = _Task(model.train(), config, Rank(0, config.processes))
             _plan_and_run(task, data, state, check, folder, supplies, progress)
             if not state.finished:  # leaves what was prepared to the next call
-                raise TrainingStopped(
-                    f"The training was asked to stop: it ended after step {state.step:,} of "
-                    f"{state.plan.total_steps:,}. Its checkpoint is kept in '{folder}': the same "
-                    "call goes on."
-                )
+                raise _stopped(state, folder)
     model.load_state_dict(state.best_weights)
     model.cpu().eval()
     history = TrainingHistory(
@@ -124,6 +120,13 @@ def train(
     if folder is not None:
         history.save(folder / HISTORY_FILE)
     return history
+
+
+def _stopped(state: TrainingState, folder: Path | None) -> TrainingStopped:
+    return TrainingStopped(
+        f"The training was asked to stop: it ended after step {state.step:,} of "
+        f"{state.plan.total_steps:,}. Its checkpoint is kept in '{folder}': the same call goes on."
+    )
 
 
 def _plan_and_run(

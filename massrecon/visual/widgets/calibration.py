@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ipywidgets as widgets
 import traitlets
 
-from massrecon.errors import MassReconError
 from massrecon.inference.recalibration import DEGREE
 from massrecon.visual.explore.calibration import TESTS, explore_calibration
 from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.sources import SAMPLE, are_drawn, event_names, model_names
 from massrecon.visual.widgets.controls import combo, rows
-from massrecon.visual.widgets.explorer import Explorer, choice, slider
+from massrecon.visual.widgets.explorer import Explorer, Progress, choice, slider
 
 
 class CalibrationExplorer(Explorer):
@@ -47,17 +48,11 @@ class CalibrationExplorer(Explorer):
             (recalibrate,),
         )  # fmt: skip
 
-    def refresh(self) -> None:
-        """Explores at once, or as long work where events have not been drawn from yet."""
-        try:
-            drawn = are_drawn(self.model, self.events, self.n_samples, self.seed)
-        except MassReconError as error:
-            self.fail(str(error))
-            return
-        if drawn:
-            super().refresh()
-        else:
-            self.start(lambda tell: explore_calibration(**self._asked, tell=tell))
+    def _long_work(self) -> Callable[[Progress], Exploration] | None:
+        """Draws from events that have not been drawn from yet."""
+        if are_drawn(self.model, self.events, self.n_samples, self.seed):
+            return None
+        return lambda tell: explore_calibration(**self._asked, tell=tell)
 
     def _explore(self) -> Exploration:
         return explore_calibration(**self.arguments())

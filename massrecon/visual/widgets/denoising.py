@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipywidgets as widgets
 import traitlets
 
-from massrecon.errors import MassReconError
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.visual.explore.denoising import explore_denoising, way_of
 from massrecon.visual.explore.exploration import Exploration
@@ -63,21 +62,14 @@ class DenoisingExplorer(Explorer):
                    "the model's own")),
         )  # fmt: skip
 
-    def refresh(self) -> None:
+    def _explore(self) -> Exploration:
         """Explores; the player goes as far as the way of the present model and sampler."""
-        try:
-            end = self._last()
-        except MassReconError as error:
-            self.fail(str(error))
-            return
+        end = self._last()
         if end != self._end:
             held, self._held = self._held, True
             self._end = self._play.max = end
             self.step = min(self.step, end)
             self._held = held
-        super().refresh()
-
-    def _explore(self) -> Exploration:
         return explore_denoising(**self.arguments())
 
     def _last(self) -> int:

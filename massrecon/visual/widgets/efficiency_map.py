@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 import traitlets
 
-from massrecon.errors import MassReconError
 from massrecon.inference.estimators import ESTIMATORS
 from massrecon.visual.explore.efficiency_map import explore_efficiency_map
 from massrecon.visual.explore.exploration import Exploration
@@ -21,7 +21,7 @@ from massrecon.visual.explore.sources import (
 )
 from massrecon.visual.template import plain
 from massrecon.visual.widgets.controls import button, combo, rows
-from massrecon.visual.widgets.explorer import Explorer, choice, slider
+from massrecon.visual.widgets.explorer import Explorer, Progress, choice, slider
 
 
 class EfficiencyMapExplorer(Explorer):
@@ -62,17 +62,11 @@ class EfficiencyMapExplorer(Explorer):
         """Shows the map alone."""
         self.cell = []
 
-    def refresh(self) -> None:
-        """Explores at once, or as long work where events have not been drawn from yet."""
-        try:
-            drawn = are_drawn(self.model, self.events, self.n_samples, self.seed)
-        except MassReconError as error:
-            self.fail(str(error))
-            return
-        if drawn:
-            super().refresh()
-        else:
-            self.start(lambda tell: explore_efficiency_map(**self._asked, tell=tell))
+    def _long_work(self) -> Callable[[Progress], Exploration] | None:
+        """Draws from events that have not been drawn from yet."""
+        if are_drawn(self.model, self.events, self.n_samples, self.seed):
+            return None
+        return lambda tell: explore_efficiency_map(**self._asked, tell=tell)
 
     def figure_made(self, title: str, figure: go.FigureWidget) -> None:
         """Lets a click on the map open a cell."""

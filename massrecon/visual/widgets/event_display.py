@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
@@ -13,7 +14,7 @@ from massrecon.visual.explore.event_display import explore_event_display, missin
 from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.sources import SAMPLE, event_names, model_names, stored_events
 from massrecon.visual.widgets.controls import button, switch
-from massrecon.visual.widgets.explorer import Explorer, choice, slider
+from massrecon.visual.widgets.explorer import Explorer, Progress, choice, slider
 
 _WRAP = widgets.Layout(flex_flow="row wrap")
 _FEW = 10  # densities that are computed while the reader waits
@@ -70,18 +71,12 @@ class EventDisplay(Explorer):
         last = self.found.data["events_that_fit"] - 1 if self.found is not None else 0
         self.number = min(max(self.number + by, 0), last)
 
-    def refresh(self) -> None:
-        """Shows the event; looking through many for the first time goes on beside the notebook."""
+    def _long_work(self) -> Callable[[Progress], Exploration] | None:
+        """Looks through many events for the first time."""
         given = (self.events, self.model, self.off_low, self.off_high, self.n_events)
-        try:
-            many = self.found is not None and missing_rows(*given) > _FEW
-        except MassReconError as error:
-            self.fail(str(error))
-            return
-        if many:
-            self.start(self._look_through)
-        else:
-            super().refresh()
+        if self.found is not None and missing_rows(*given) > _FEW:
+            return self.settled(explore_event_display)
+        return None
 
     def show_result(self, found: Exploration) -> None:
         """Shows an event, and lets the slider end at the last one that fits."""
@@ -90,14 +85,6 @@ class EventDisplay(Explorer):
 
     def _explore(self) -> Exploration:
         return explore_event_display(**self.arguments())
-
-    def _look_through(self, tell: Any) -> Exploration:
-        while True:
-            self._asked = self.arguments()
-            found = explore_event_display(**self._asked, tell=tell)
-            if self.arguments() == self._asked:
-                return found
-            tell(0.0, "the arguments have changed")
 
     def _masses(self) -> dict[str, str]:
         names = stored_events(self.events).card.mass_names

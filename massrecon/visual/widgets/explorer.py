@@ -97,6 +97,10 @@ class Explorer(widgets.VBox):
         """Calls the plain function with what the traits say; quick, or it belongs in `start`."""
         raise NotImplementedError
 
+    def _long_work(self) -> Callable[[Progress], Exploration] | None:
+        """Returns the work that has to be done beside the notebook, or None to explore at once."""
+        return None
+
     def arguments(self) -> dict[str, Any]:
         """Returns what the traits say now, in the order of `parameters`."""
         return {name: getattr(self, name) for name in self.parameters}
@@ -119,14 +123,35 @@ class Explorer(widgets.VBox):
     def refresh(self) -> None:
         """Explores with the present arguments and shows what was found, or the error."""
         try:
-            found = self._explore()
+            work = self._long_work()
+            found = self._explore() if work is None else None
         except MassReconError as error:
             self.fail(str(error))
         except Exception as error:
             self.fail(f"{type(error).__name__}: {error}")
             raise
         else:
-            self.show_result(found)
+            if work is not None:
+                self.start(work)
+            elif found is not None:
+                self.show_result(found)
+
+    def settled(self, explore: Callable[..., Exploration]) -> Callable[[Progress], Exploration]:
+        """Makes a long work that goes on until its result is that of the present arguments.
+
+        Args:
+            explore: The plain function, which takes the arguments and `tell`.
+        """
+
+        def work(tell: Progress) -> Exploration:
+            while True:
+                self._asked = self.arguments()
+                found = explore(**self._asked, tell=tell)
+                if self.arguments() == self._asked:
+                    return found
+                tell(0.0, "the arguments have changed")
+
+        return work
 
     def show_result(self, found: Exploration) -> None:
         """Shows a result in place of the one before.

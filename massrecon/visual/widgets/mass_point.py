@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
 import traitlets
 
-from massrecon.errors import MassReconError
 from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.mass_point import events_to_do, explore_mass_point
 from massrecon.visual.explore.sources import SAMPLE, event_names, mass_table, model_names
@@ -68,17 +68,12 @@ class MassPointExplorer(Explorer):
         names = [name for name in (self.model, self.compare) if name]
         self.start(lambda tell: self._prepared(names, tell), done=lambda _: None)
 
-    def refresh(self) -> None:
-        """Explores at once, or as long work where events are to be simulated or many are new."""
-        try:
-            to_do = events_to_do(self.arguments())
-        except MassReconError as error:
-            self.fail(str(error))
-            return
+    def _long_work(self) -> Callable[[Progress], Exploration] | None:
+        """Simulates events, or reads many that are new."""
+        to_do = events_to_do(self.arguments())
         if to_do > _AT_ONCE or (self.fresh and to_do):
-            self.start(lambda tell: explore_mass_point(**self._asked, tell=tell))
-        else:
-            super().refresh()
+            return lambda tell: explore_mass_point(**self._asked, tell=tell)
+        return None
 
     def _explore(self) -> Exploration:
         return explore_mass_point(**self.arguments())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ipywidgets as widgets
 import traitlets
 
-from massrecon.errors import MassReconError
 from massrecon.inference.combination import OUTLIERS
 from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.sources import SAMPLE, event_names, model_names
 from massrecon.visual.explore.ten_events import events_to_do, explore_ten_events
 from massrecon.visual.widgets.controls import button, combo, player, rows, switch
-from massrecon.visual.widgets.explorer import Explorer, slider
+from massrecon.visual.widgets.explorer import Explorer, Progress, slider
 
 _PAUSE = 900  # ms between two events
 _AT_ONCE = 24  # events whose densities take less than half a second
@@ -62,21 +63,15 @@ class TenEventsExplorer(Explorer):
         """Takes other events."""
         self.seed = self.seed % 50 + 1
 
-    def refresh(self) -> None:
-        """Explores at once, or as long work where many densities are new."""
+    def _long_work(self) -> Callable[[Progress], Exploration] | None:
+        """Reads many events that are new; the player goes as far as there are events."""
         held, self._held = self._held, True
         self._play.max = self.n_events
         self.arrived = min(self.arrived, self.n_events)
         self._held = held
-        try:
-            to_do = events_to_do(self.arguments())
-        except MassReconError as error:
-            self.fail(str(error))
-            return
-        if to_do > _AT_ONCE:
-            self.start(lambda tell: explore_ten_events(**self._asked, tell=tell))
-        else:
-            super().refresh()
+        if events_to_do(self.arguments()) > _AT_ONCE:
+            return lambda tell: explore_ten_events(**self._asked, tell=tell)
+        return None
 
     def _explore(self) -> Exploration:
         return explore_ten_events(**self.arguments())

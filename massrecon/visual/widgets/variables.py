@@ -13,7 +13,7 @@ from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.variables import TOYS, explore_variables, pending
 from massrecon.visual.widgets.controls import entry, switch
 from massrecon.visual.widgets.entries import list_entry
-from massrecon.visual.widgets.explorer import Explorer, Progress, choice, slider
+from massrecon.visual.widgets.explorer import Explorer, choice, slider
 
 _WRAP = widgets.Layout(flex_flow="row wrap")
 
@@ -97,15 +97,6 @@ class VariablesExplorer(Explorer):
         return explore_variables(**quick, fit="fit" not in slow)
 
     def _later(self, bar: bool) -> None:
-        self.start(self._whole)
+        self.start(self.settled(explore_variables))
         if not bar:
             self._bar.layout.display = "none"
-
-    def _whole(self, tell: Progress) -> Exploration:
-        """Works until the result is that of the present arguments."""
-        while True:
-            self._asked = self.arguments()
-            found = explore_variables(**self._asked, tell=tell)
-            if self.arguments() == self._asked:
-                return found
-            tell(0.0, "the arguments have changed")
