@@ -90,7 +90,7 @@ def _surface(splitting: Splitting, larger: np.ndarray) -> go.Contour:
         reversescale=True, contours={"start": low + step, "end": high, "size": step},
         line={"width": 0.6, "color": "rgba(255, 255, 255, 0.6)"}, zmin=low, zmax=high,
         colorbar={"title": {"text": "larger transverse mass [GeV]", "side": "right"},
-                  "thickness": 14},
+                  "tickformat": ",.0f", "thickness": 14},
         hovertemplate="q = (%{x:.0f}, %{y:.0f}) GeV: %{z:.1f} GeV<extra></extra>",
         name="larger transverse mass", showlegend=False,
     )  # fmt: skip

@@ -65,6 +65,14 @@ class DeeLeMaLive(Explorer):
             self.wait(_LONGEST_WAIT)
         super().refresh()
 
+    def show_result(self, found: Exploration) -> None:
+        """Shows a result; the slider of the trial mass goes to the true one if that was meant."""
+        if self.m_trial < 0:
+            held, self._held = self._held, True
+            self.m_trial = self._asked["m_trial"] = found.data["trial_mass_GeV"]
+            self._held = held
+        super().show_result(found)
+
     def _explore(self) -> Exploration:
         return explore_deelema_live(**self.arguments(), train=False)
 
