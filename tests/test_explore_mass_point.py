@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +136,29 @@ def test_widget_follows_its_sliders_and_says_what_is_stale() -> None:
     assert explorer.found is not None
     assert explorer.found.data["n_events"] == 30
     assert explorer.command().startswith("massrecon run 20_mass_point -p model=wino_udd")
+
+
+def test_sliders_go_as_far_as_the_stored_events(tmp_path: Path) -> None:
+    events = sources.stored_events("wino_udd")
+    assert events.masses is not None
+    light = events[events.masses[:, 0] < 450]
+    light.save(tmp_path / "light")
+    explorer = MassPointExplorer(**HERE)
+    parent, daughter = explorer.children[0].children[:2]
+    assert (parent.description, daughter.description) == ("True m(χ̃₂⁰) [GeV]", "True m(χ̃₁⁰) [GeV]")
+    assert (parent.min, parent.max) == (360.0, 700.0)
+    explorer.change(more_events="", n_events=1)
+    explorer.events = str(tmp_path / "light")
+    assert (parent.min, parent.max) == (360.0, 450.0)
+    assert explorer.m_parent == 450.0
+    assert explorer.found is not None
+    assert explorer.found.data["true_masses_GeV"][0] < 450
+    explorer.events = "nowhere"
+    assert "nowhere" in explorer.failed
+    assert (parent.min, parent.max) == (360.0, 450.0)
+    explorer.events = "wino_udd"
+    assert (parent.min, parent.max, explorer.failed) == (360.0, 700.0, "")
+    assert "nowhere" in MassPointExplorer(**HERE, events="nowhere").failed
 
 
 def test_widget_simulates_on_a_button_and_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:

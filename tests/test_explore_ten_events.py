@@ -9,7 +9,8 @@ import torch
 
 import massrecon as mr
 from massrecon.errors import InputError
-from massrecon.visual.explore.sources import stored_events
+from massrecon.visual.explore import sources
+from massrecon.visual.explore.sources import event_names, stored_events
 from massrecon.visual.explore.ten_events import events_to_do, explore_ten_events
 from massrecon.visual.widgets.ten_events import TenEventsExplorer
 
@@ -128,3 +129,19 @@ def test_widget_plays_shuffles_and_keeps_to_its_number() -> None:
     explorer.model = "nowhere"
     assert "not a saved model" in explorer.failed
     assert "model='wino_udd'" in explorer.code()
+
+
+def test_prepared_events_need_no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: mr.load_events(name)[:20] for name in event_names()}
+    monkeypatch.setattr("massrecon.visual.explore.sources.load_events", lambda name: few[name])
+    for kept in (sources._events, sources._table):
+        kept.cache_clear()
+    more = {"more_events": "", "events": "wino_udd_600_200"}
+    explorer = TenEventsExplorer(**{**QUICK, **more, "background": 0.5})
+    explorer.prepare()
+    explorer.wait(120)
+    assert explorer.failed == ""
+    for seed in range(5, 10):
+        assert events_to_do({**explorer.arguments(), "seed": seed}) == 0
+    for kept in (sources._events, sources._table):
+        kept.cache_clear()

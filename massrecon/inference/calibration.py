@@ -210,6 +210,18 @@ def _independent_band(
     return torch.from_numpy(low), torch.from_numpy(high), float(p_value)
 
 
+@lru_cache(maxsize=1)
+def _resamplings(count: int, seed: int) -> list[np.ndarray]:
+    """Draws how often each of some groups is taken in each resampled set, in four parts.
+
+    Kept, as all curves of a report share it; no group is ever taken 256 times.
+    """
+    rng = np.random.default_rng(seed)
+    even = np.full(count, 1 / count)
+    sizes = (_SIMULATIONS // 4,) * 4
+    return [rng.multinomial(count, even, size=n).T.astype(np.uint8) for n in sizes]
+
+
 def _grouped_band(
     inside: Tensor,
     share: Tensor,
@@ -233,10 +245,8 @@ def _grouped_band(
 
     total, squares = sums.sum(1, keepdim=True), sums.square().sum(1, keepdim=True)
     error = error_of(total, squares)
-    rng = np.random.default_rng(seed)
     largest = []
-    for n in (_SIMULATIONS // 4,) * 4:
-        times = rng.multinomial(count, np.full(count, 1 / count), size=n).T
+    for times in _resamplings(count, seed):
         drawn = torch.from_numpy(times).double()
         own, own_squares = sums @ drawn, sums.square() @ drawn
         largest.append(((own - total).abs() / error_of(own, own_squares)).amax(0))

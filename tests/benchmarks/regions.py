@@ -435,7 +435,7 @@ def account_of(report: CalibrationReport) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("model", type=Path, help="folder of a trained model of the plane")
+    parser.add_argument("model", help="model of the plane, by folder or by name")
     parser.add_argument("--sample", type=Path, required=True, help="events it was trained on")
     parser.add_argument("--work", type=Path, required=True, help="folder that is kept")
     parser.add_argument("--experiments", type=int, default=1000, help="at each point and size")

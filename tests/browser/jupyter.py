@@ -43,6 +43,30 @@ _CONNECTED = """() => window.jupyterapp?.shell.currentWidget?.sessionContext?.se
 _NUMBERS = """() => JSON.stringify([...document.querySelectorAll('.js-plotly-plot')].map(
   figure => (figure._fullData || []).map(
     trace => [trace.x, trace.y, trace.z, trace.text].map(v => v && Array.from(v)))))"""
+_CONTRASTS = """() => {
+  const parse = text => text.match(/[0-9.]+/g).map(Number);
+  const light = ([r, g, b]) => {
+    const part = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  };
+  const ground = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0.5) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll('.massrecon-explorer *')) {
+    const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    const seen = element.checkVisibility() && getComputedStyle(element).opacity > 0.9;
+    if (!own || !seen || element.closest('.js-plotly-plot, option, datalist')) continue;
+    const [a, b] = [light(parse(getComputedStyle(element).color)), light(ground(element))];
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.innerText.slice(0, 40)]);
+  }
+  return found;
+}"""
+"""Ratio of the brightness of every text outside figures to that of what it stands on."""
 
 
 @dataclass
@@ -103,6 +127,17 @@ class Watched:
         handle.focus()
         for _ in range(times):
             handle.press(key)
+
+    def turn_dark(self) -> None:
+        """Takes the dark theme of JupyterLab."""
+        self.page.evaluate(
+            "() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+        )
+        self.page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+
+    def contrasts(self) -> list[tuple[float, str]]:
+        """Returns all texts of an explorer outside figures, each with its contrast (WCAG)."""
+        return [(ratio, text) for ratio, text in self.page.evaluate(_CONTRASTS)]
 
     def picture(self, name: str) -> Path:
         """Keeps a screenshot of the explorer, or of the page, under ``results/browser``."""

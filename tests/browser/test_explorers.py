@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import massrecon as mr
+from massrecon.models.progress import training_progress
 from tests.browser.jupyter import CHROMIUM, TOKEN, Watched, serving, watched_page
 
 pytestmark = [
@@ -18,6 +21,7 @@ pytestmark = [
     ),
 ]
 slow = pytest.mark.slow
+_STEPS = 300
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,7 @@ def test_an_explorer_follows_its_slider(lab: str, page: Watched, notebook: str, 
     page.wait_for_other_numbers(before)
     page.picture(f"{notebook}_moved")
     _assert_it_says_how(page, notebook)
+    _assert_it_is_readable_in_the_dark(page, notebook)
     page.assert_quiet()
 
 
@@ -71,6 +76,7 @@ def test_a_decay_is_read_while_it_is_typed(lab: str, page: Watched) -> None:
     )
     page.picture("29_topology")
     _assert_it_says_how(page, "29_topology")
+    _assert_it_is_readable_in_the_dark(page, "29_topology")
     page.assert_quiet()
 
 
@@ -82,6 +88,39 @@ def test_masses_move_while_the_fit_goes_on(lab: str, page: Watched) -> None:
     page.wait_for_other_numbers(before, seconds=180)
     page.page.get_by_role("button", name="Stop").first.click()
     page.picture("26_deelema_live")
+    _assert_it_is_readable_in_the_dark(page, "26_deelema_live")
+    page.assert_quiet()
+
+
+@slow
+def test_a_training_is_stopped_and_goes_on(lab: str, page: Watched, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    mr.load_events("wino_udd").save(events)
+    model = tmp_path / "model"
+    command = f"massrecon train mass_head {events} --preset small --out {model}"
+    command += f" --steps {_STEPS} --set batch_size=64"
+    page.run_notebook(lab, "27_training_monitor")
+    lines = page.page.locator(".massrecon-explorer input[type=text]")
+    for line, text in ((lines.nth(0), str(model)), (lines.nth(1), command)):
+        line.fill(text)
+        line.press("Enter")
+    status = page.page.locator(".massrecon-reading")
+    start = page.page.get_by_role("button", name="Start or resume")
+    start.click()
+    status.filter(has_text="Step").wait_for(timeout=120_000)
+    page.page.get_by_role("button", name="Stop the training").click()
+    page.page.get_by_text("The training has stopped").wait_for(timeout=120_000)
+    stopped = training_progress(model)
+    assert stopped is not None
+    assert 0 < stopped.step < _STEPS
+    start.click()
+    status.filter(has_text="finished").wait_for(timeout=180_000)
+    page.picture("27_training_resumed")
+    history = json.loads((model / "history.json").read_text())
+    steps = [record["step"] for record in history["records"]]
+    assert steps == sorted(set(steps))
+    assert stopped.step in steps
+    assert steps[-1] == _STEPS
     page.assert_quiet()
 
 
@@ -90,7 +129,17 @@ def test_the_monitor_waits_for_a_training(lab: str, page: Watched) -> None:
     page.run_notebook(lab, "27_training_monitor")
     page.picture("27_training_monitor")
     _assert_it_says_how(page, "27_training_monitor")
+    _assert_it_is_readable_in_the_dark(page, "27_training_monitor")
     page.assert_quiet()
+
+
+def _assert_it_is_readable_in_the_dark(page: Watched, notebook: str) -> None:
+    """Asserts that all texts outside figures have the contrast that WCAG asks for (AA)."""
+    page.turn_dark()
+    page.picture(f"{notebook}_dark")
+    contrasts = page.contrasts()
+    assert len(contrasts) > 5
+    assert min(contrasts)[0] >= 4.5, sorted(contrasts)[:5]
 
 
 def _assert_it_says_how(page: Watched, notebook: str) -> None:

@@ -34,6 +34,7 @@ SAMPLE = "wino_udd"
 Tell = Callable[[float, str], None]
 """Is told how much of a work is done, 0 to 1, and what goes on; may raise to stop it."""
 
+_FEW = 8  # events at a time while others may wait for the table
 _CHUNK = 32  # events at a time whose densities are computed
 _DRAWN = 100  # events at a time that are drawn from
 
@@ -136,6 +137,22 @@ def mass_table(model: str, events: str = SAMPLE, card: str = "") -> MassTable:
     """
     stamps = (_stamp(Path(model) / HEADER_FILE), _stamp(Path(events) / MANIFEST))
     return _table(model, events, card, stamps)
+
+
+def fill_tables(tables: Sequence[MassTable], tell: Tell) -> None:
+    """Computes the densities of all events of some tables, a few at a time.
+
+    Args:
+        tables: The tables; others may read them meanwhile.
+        tell: Is told of the progress.
+    """
+    total, known = sum(len(table.events) for table in tables), 0
+    for table in tables:
+        for first in range(0, len(table.events), _FEW):
+            tell(known / total, f"stored events prepared: {known:,} of {total:,}")
+            rows = range(first, min(first + _FEW, len(table.events)))
+            table.likelihood(rows)
+            known += len(rows)
 
 
 def mass_draws(

@@ -68,9 +68,8 @@ class DeeLeMaLive(Explorer):
     def show_result(self, found: Exploration) -> None:
         """Shows a result; the slider of the trial mass goes to the true one if that was meant."""
         if self.m_trial < 0:
-            held, self._held = self._held, True
-            self.m_trial = self._asked["m_trial"] = found.data["trial_mass_GeV"]
-            self._held = held
+            with self.held():
+                self.m_trial = self._asked["m_trial"] = found.data["trial_mass_GeV"]
         super().show_result(found)
 
     def _explore(self) -> Exploration:
@@ -81,7 +80,6 @@ class DeeLeMaLive(Explorer):
 
     def _on_test(self, _: object) -> None:
         """Starts from masses that fit the other events."""
-        held, self._held = self._held, True
-        self.start_parent, self.start_daughter = _STARTS[self.test]
-        self.m_trial = -1.0
-        self._held = held
+        with self.held():
+            self.start_parent, self.start_daughter = _STARTS[self.test]
+            self.m_trial = -1.0

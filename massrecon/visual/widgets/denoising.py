@@ -66,10 +66,9 @@ class DenoisingExplorer(Explorer):
         """Explores; the player goes as far as the way of the present model and sampler."""
         end = self._last()
         if end != self._end:
-            held, self._held = self._held, True
-            self._end = self._play.max = end
-            self.step = min(self.step, end)
-            self._held = held
+            with self.held():
+                self._end = self._play.max = end
+                self.step = min(self.step, end)
         return explore_denoising(**self.arguments())
 
     def _last(self) -> int:

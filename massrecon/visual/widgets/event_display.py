@@ -92,13 +92,11 @@ class EventDisplay(Explorer):
 
     def _on_events(self, _: object) -> None:
         """Starts at the first event of other events, with their own masses to choose from."""
-        held, self._held = self._held, True
-        self.number, self.mass = 0, ""
-        with contextlib.suppress(MassReconError):  # the message comes with the refresh
-            self._mass.options = list(self._masses().items())
-        self._held = held
+        with self.held():
+            self.number, self.mass = 0, ""
+            with contextlib.suppress(MassReconError):  # the message comes with the refresh
+                self._mass.options = list(self._masses().items())
 
     def _on_filter(self, _: object) -> None:
-        held, self._held = self._held, True
-        self.number = 0
-        self._held = held
+        with self.held():
+            self.number = 0

@@ -10,10 +10,11 @@ traits are the arguments of that function, so that a notebook may set them as we
 
 from __future__ import annotations
 
+import contextlib
 import html
 import shlex
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import ipywidgets as widgets
@@ -112,13 +113,19 @@ class Explorer(widgets.VBox):
 
     def change(self, **arguments: Any) -> None:
         """Sets several arguments and refreshes once."""
-        self._held = True
-        try:
+        with self.held():
             for name, value in arguments.items():
                 setattr(self, name, value)
-        finally:
-            self._held = False
         self.refresh()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Lets arguments be set without a refresh for each."""
+        before, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = before
 
     def refresh(self) -> None:
         """Explores with the present arguments and shows what was found, or the error."""

@@ -10,12 +10,18 @@ import traitlets
 
 from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.mass_point import events_to_do, explore_mass_point
-from massrecon.visual.explore.sources import SAMPLE, event_names, mass_table, model_names
+from massrecon.visual.explore.sources import (
+    SAMPLE,
+    event_names,
+    fill_tables,
+    mass_table,
+    model_names,
+)
 from massrecon.visual.widgets.controls import button, combo, rows, switch
 from massrecon.visual.widgets.explorer import Explorer, Progress, slider
+from massrecon.visual.widgets.mass_sliders import mass_sliders
 
 _AT_ONCE = 24  # events whose densities take less than half a second
-_FEW = 8  # events at a time while sliders may ask for others
 
 
 class MassPointExplorer(Explorer):
@@ -48,8 +54,7 @@ class MassPointExplorer(Explorer):
             "Simulates events of exactly these masses, in seconds; needs the extra 'mc'", "bolt",
         )  # fmt: skip
         return rows(
-            (slider(self, "m_parent", "True m(χ̃₂⁰)", 350, 700, 5, "GeV"),
-             slider(self, "m_daughter", "True m(χ̃₁⁰)", 25, 565, 5, "GeV"),
+            (*mass_sliders(self),
              slider(self, "n_events", "Events", 1, 100, 1)),
             (combo(self, "model", "Model", models),
              combo(self, "compare", "Compare with", ["", *models], "nothing"),
@@ -65,8 +70,7 @@ class MassPointExplorer(Explorer):
 
     def prepare(self) -> None:
         """Computes the densities of all stored events beside the notebook, so that sliders fly."""
-        names = [name for name in (self.model, self.compare) if name]
-        self.start(lambda tell: self._prepared(names, tell), done=lambda _: None)
+        self.start(self._prepared, done=lambda _: None)
 
     def _long_work(self) -> Callable[[Progress], Exploration] | None:
         """Simulates events, or reads many that are new."""
@@ -78,20 +82,13 @@ class MassPointExplorer(Explorer):
     def _explore(self) -> Exploration:
         return explore_mass_point(**self.arguments())
 
-    def _prepared(self, names: list[str], tell: Progress) -> Exploration:
+    def _prepared(self, tell: Progress) -> Exploration:
+        names = [name for name in (self.model, self.compare) if name]
         stores = [name for name in (self.events, self.more_events) if name]
-        tables = [mass_table(name, store) for name in names for store in stores]
-        total, known = sum(len(table.events) for table in tables), 0
-        for table in tables:
-            for first in range(0, len(table.events), _FEW):
-                tell(known / total, f"stored events prepared: {known:,} of {total:,}")
-                rows = range(first, min(first + _FEW, len(table.events)))
-                table.likelihood(rows)
-                known += len(rows)
+        fill_tables([mass_table(name, store) for name in names for store in stores], tell)
         return self.found or self._explore()
 
     def _on_masses(self, _: Any) -> None:
         if self.fresh and not self._held:
-            self._held = True
-            self.fresh = False
-            self._held = False
+            with self.held():
+                self.fresh = False

@@ -9,10 +9,18 @@ import traitlets
 
 from massrecon.inference.combination import OUTLIERS
 from massrecon.visual.explore.exploration import Exploration
-from massrecon.visual.explore.sources import SAMPLE, event_names, model_names
+from massrecon.visual.explore.sources import (
+    SAMPLE,
+    event_names,
+    fill_tables,
+    mass_table,
+    model_names,
+    stored_events,
+)
 from massrecon.visual.explore.ten_events import events_to_do, explore_ten_events
 from massrecon.visual.widgets.controls import button, combo, player, rows, switch
 from massrecon.visual.widgets.explorer import Explorer, Progress, slider
+from massrecon.visual.widgets.mass_sliders import mass_sliders
 
 _PAUSE = 900  # ms between two events
 _AT_ONCE = 24  # events whose densities take less than half a second
@@ -51,8 +59,7 @@ class TenEventsExplorer(Explorer):
             (slider(self, "n_events", "Events", 1, 60, 1),
              slider(self, "background", "Background", 0.0, 0.8, 0.05),
              slider(self, "outliers", "Taken as outliers", 0.0, 0.8, 0.01)),
-            (slider(self, "m_parent", "True m(χ̃₂⁰)", 350, 700, 5, "GeV"),
-             slider(self, "m_daughter", "True m(χ̃₁⁰)", 25, 565, 5, "GeV"),
+            (*mass_sliders(self),
              slider(self, "seed", "Seed", 0, 50, 1)),
             (combo(self, "model", "Model", model_names()),
              combo(self, "background_events", "Taken from", samples),
@@ -63,12 +70,21 @@ class TenEventsExplorer(Explorer):
         """Takes other events."""
         self.seed = self.seed % 50 + 1
 
+    def prepare(self) -> None:
+        """Computes the densities of all stored events beside the notebook, so that sliders fly."""
+        self.start(self._prepared, done=lambda _: None)
+
+    def _prepared(self, tell: Progress) -> Exploration:
+        card = stored_events(self.events).card.name
+        stores = filter(None, (self.events, self.more_events, self.background_events))
+        fill_tables([mass_table(self.model, store, card) for store in stores], tell)
+        return self.found or self._explore()
+
     def _long_work(self) -> Callable[[Progress], Exploration] | None:
         """Reads many events that are new; the player goes as far as there are events."""
-        held, self._held = self._held, True
-        self._play.max = self.n_events
-        self.arrived = min(self.arrived, self.n_events)
-        self._held = held
+        with self.held():
+            self._play.max = self.n_events
+            self.arrived = min(self.arrived, self.n_events)
         if events_to_do(self.arguments()) > _AT_ONCE:
             return lambda tell: explore_ten_events(**self._asked, tell=tell)
         return None

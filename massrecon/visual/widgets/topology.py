@@ -60,16 +60,14 @@ class TopologyExplorer(Explorer):
     def _on_card(self, _: object = None) -> None:
         """Writes the decay of a chosen card into the line."""
         if self.card:
-            held, self._held = self._held, True
-            self.decay = _decay_of(self.card)
-            self._held = held
+            with self.held():
+                self.decay = _decay_of(self.card)
 
     def _on_decay(self, _: object) -> None:
         """Leaves the card when the decay becomes another."""
         if self.card and self.decay != _decay_of(self.card):
-            held, self._held = self._held, True
-            self.card = ""
-            self._held = held
+            with self.held():
+                self.card = ""
 
 
 def _decay_of(card: str) -> str:

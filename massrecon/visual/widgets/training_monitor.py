@@ -45,6 +45,7 @@ class TrainingMonitor(Explorer):
         self._process: subprocess.Popen[bytes] | None = None
         self._watched: threading.Thread | None = None
         self._ending = threading.Event()
+        self._stop_asked = False
         self._seen: tuple[object, ...] = ()
         self._note = widgets.HTML().add_class("massrecon-status")
         self.observe(self._on_watch, names="watch")
@@ -70,6 +71,7 @@ class TrainingMonitor(Explorer):
         except MassReconError as error:
             self._say(f"⚠ {error}")
             return
+        self._stop_asked = True
         self._say("Asked: the training ends after its present round.")
         self.refresh()
 
@@ -89,6 +91,7 @@ class TrainingMonitor(Explorer):
             self._process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
+        self._stop_asked = False
         self._say(f"Runs: {self.resume_with}; its output is in {log}.")
         self.watch = True
 
@@ -133,8 +136,13 @@ class TrainingMonitor(Explorer):
         if self._process is None or self._process.poll() is None:
             return
         code, self._process = self._process.returncode, None
-        words = self._log().read_text(encoding="utf-8", errors="replace").strip()[-_TAIL:]
-        self._say("The command has ended." if code == 0 else f"⚠ It ended with {code}: …{words}")
+        if code == 0:
+            self._say("The command has ended.")
+        elif self._stop_asked:
+            self._say("The training has stopped; 'Start or resume' goes on from its checkpoint.")
+        else:
+            words = self._log().read_text(encoding="utf-8", errors="replace").strip()[-_TAIL:]
+            self._say(f"⚠ It ended with {code}: …{words}")
 
 
 def resume_command(text: str) -> list[str]:

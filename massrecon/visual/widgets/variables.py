@@ -63,9 +63,8 @@ class VariablesExplorer(Explorer):
 
     def _on_sample(self, _: object) -> None:
         """Goes back to the true trial mass and the first event of other events."""
-        held, self._held = self._held, True
-        self.m_trial, self.event = -1.0, 0
-        self._held = held
+        with self.held():
+            self.m_trial, self.event = -1.0, 0
 
     def refresh(self) -> None:
         """Shows what is quick at once; events, fits and scans follow beside the notebook."""
@@ -84,9 +83,8 @@ class VariablesExplorer(Explorer):
     def show_result(self, found: Exploration) -> None:
         """Shows a result, and sets the sliders to the sample: their ends, the true trial mass."""
         if self.m_trial < 0:
-            held, self._held = self._held, True
-            self.m_trial = self._asked["m_trial"] = found.data["trial_mass_GeV"]
-            self._held = held
+            with self.held():
+                self.m_trial = self._asked["m_trial"] = found.data["trial_mass_GeV"]
         super().show_result(found)
         self._event.max = found.data["n_events"] - 1
         self._trial.max = round(found.data["true_parent_mass_GeV"])
