@@ -47,6 +47,8 @@ def test_help_lists_the_commands_and_version_is_printed() -> None:
         (["simulate", "wino_udd", "--masses", "chi10=1", "--masses", "chi10=2"], "twice"),
         (["simulate", "wino_udd", "--masses", "chi20=600", "--masses", "chi10=500"], "closed"),
         (["simulate", "wino_udd", "--masses", "chi10=450:50"], "chi10"),
+        (["simulate", "wino_udd", "--masses", "600,200"], "such as chi20=600"),
+        (["simulate", "wino_udd", "--masses", "chi20=600,chi10=200"], "--masses for each mass"),
         (["run", "04_dream"], "Unknown notebook '04_dream'"),
         (["run", "01_simulate", "-p", "n_event=5"], "did you mean 'n_events'?"),
         (["run", "01_simulate", "-p", "n_events=few"], "should be of type int"),
@@ -58,6 +60,17 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: list[str], mess
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_results_have_a_place_of_their_own(tmp_path: Path) -> None:
+    text = (Path(massrecon.__file__).parents[1] / "notebooks" / "29_topology.ipynb").read_text()
+    (tmp_path / "mine.ipynb").write_text(text)
+    result = command("run", "mine.ipynb", "-p", "interactive=False", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Results are in results/mine" in result.stdout
+    again = command("reproduce", "results/mine/summary.json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "results" / "mine_again" / "summary.json").is_file()
 
 
 def test_a_number_of_collisions_and_any_setting_may_be_given(tmp_path: Path) -> None:

@@ -78,7 +78,12 @@ def _options(
 @app.command()
 def run(
     notebook: Annotated[str, typer.Argument(help="Name of a notebook, or path of your own.")],
-    out: Annotated[Path, typer.Option(help="Folder for the executed notebook and its results.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the executed notebook and its results.", show_default="results/NAME"
+        ),
+    ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="KEY=VALUE; repeat for more.")
     ] = None,
@@ -87,6 +92,7 @@ def run(
     """Run a notebook with parameters, checked first, and write its summary.json."""
     from massrecon.runs.notebooks import run_notebook
 
+    out = out or Path("results") / Path(notebook).stem
     run_notebook(notebook, assignments(parameter or [], "-p"), out, progress=not quiet)
     typer.echo(f"Results are in {out}")
 
@@ -94,12 +100,16 @@ def run(
 @app.command()
 def reproduce(
     summary: Annotated[Path, typer.Argument(help="summary.json of a finished run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the new run.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the new run.", show_default="that of the summary, _again"),
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="Do not show what the notebook prints.")] = False,
 ) -> None:
     """Run a result again from its own record, and compare the numbers."""
     from massrecon.runs.reproduce import reproduce as run_again
 
+    out = out or summary.absolute().parent.with_name(f"{summary.absolute().parent.name}_again")
     found = run_again(summary, out, progress=not quiet)
     for note in found.notes:
         typer.echo(f"Note: {note}")

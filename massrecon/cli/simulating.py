@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from massrecon.cli.values import assignments, values_of
+from massrecon.errors import InputError
 
 if TYPE_CHECKING:
     from massrecon.events.generator import PoolMaker
@@ -106,4 +107,9 @@ def _mass_request(given: list[str]) -> dict[str, str] | str:
     """Reads the options ``--masses``: assignments, or the name of one preset."""
     if len(given) == 1 and "=" not in given[0]:
         return given[0]
+    for text in given:
+        if text.count("=") > 1:
+            raise InputError(
+                f"'--masses' should be one NAME=VALUE, got '{text}': write --masses for each mass."
+            )
     return assignments(given, "--masses")

@@ -205,7 +205,9 @@ def _preset(card: ProcessCard, name: str) -> Mapping[str, Any]:
             f"'masses' should map names to values, got '{name}': the card '{card.name}' has no "
             "presets."
         )
-    raise unknown_name("preset of masses", name, card.presets)
+    unknown = unknown_name("preset of masses", name, card.presets)
+    example = next(f"{mass}={parameter.default:g}" for mass, parameter in card.masses.items())
+    raise InputError(f"{str(unknown)[:-1]}, or give masses by name, such as {example}.")
 
 
 def _choice(card: ProcessCard, name: str, value: Any) -> MassChoice:
