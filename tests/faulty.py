@@ -148,7 +148,7 @@ def import_file(out: str, source: str) -> None:
     """Imports a file."""
     from massrecon.events.importers import importing
 
-    importing._result = lambda *_: None  # type: ignore[assignment]  # looked at elsewhere
+    importing._result = lambda *_: None  # looked at elsewhere
     importing.import_events(source, "wino_udd", out, progress=False)
 
 
@@ -161,12 +161,12 @@ def main() -> None:
     pool.COMMAND = COMMAND
     if action == "worker":
         arm(in_worker=True)
-        worker.maker_of = FastMaker  # type: ignore[assignment]
+        worker.maker_of = FastMaker
         worker.main()
         return
     writer.EVENTS_PER_FILE = 250
     if action != "cli":  # the events are looked at elsewhere: torch takes seconds to start
-        generator.load_events = lambda folder: None  # type: ignore[assignment]
+        generator.load_events = lambda folder: None
     arm(in_worker=False)
     if action == "cli":
         from massrecon.cli import main as command_line

@@ -6,6 +6,7 @@ a hang is reported as such. Run as ``python -m tests.forked``.
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import pickle
@@ -30,13 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def serve() -> None:
     """Answers requests until the input ends."""
-    import awkward  # noqa: F401  (loaded once, before the forks)
-    import h5py  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    import uproot  # noqa: F401
-
+    for name in ("awkward", "h5py", "pyarrow.parquet", "uproot"):
+        importlib.import_module(name)  # once, before the forks
     for name in ("delphes", "hepmc", "leshouches", "spanet", "table"):
-        __import__(f"massrecon.events.importers.{name}")
+        importlib.import_module(f"massrecon.events.importers.{name}")
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while length := sys.stdin.buffer.read(8):

@@ -223,4 +223,4 @@ def test_missing_subsystems_are_explained(
 def test_numbers_of_objects_are_whole(count: float) -> None:
     legs = DecayLegs.of("p p > A A, A > a b")
     with pytest.raises(TopologyError, match="'counts' should be whole numbers"):
-        assign(legs, {"a": 2, "b": count})  # pyright: ignore[reportArgumentType]
+        assign(legs, {"a": 2, "b": count})

@@ -63,7 +63,7 @@ def test_a_card_survives_the_round_trip_through_plain_data(card: ProcessCard) ->
 
 def test_a_card_is_frozen(card: ProcessCard) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        card.beam_energy = 13_000.0  # type: ignore[misc]
+        card.beam_energy = 13_000.0
 
 
 def test_a_card_of_ones_own_is_loaded_from_its_path(tmp_path: Path) -> None:

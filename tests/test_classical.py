@@ -71,7 +71,7 @@ def test_what_has_no_such_chains_or_truth_is_refused(antler: Events, toy_events:
     with pytest.raises(InputError, match="several mass points"):
         paired_chains(scan)
     with pytest.raises(InputError, match="Unknown level 'parton' .*choose from partons, objects"):
-        paired_chains(antler, "parton")  # pyright: ignore[reportArgumentType]
+        paired_chains(antler, "parton")
     arrays = antler.to_arrays()
     for name in ("partons", "masses"):
         arrays.pop(name)
@@ -106,7 +106,7 @@ def test_a_variable_that_is_not_there_is_refused(chains: PairedChains) -> None:
     with pytest.raises(InputError, match="Unknown variable 'MT3'"):
         measure(chains, "MT3")
     with pytest.raises(InputError, match="Unknown subsystem 'c'"):
-        measure(chains, "MT2", "c")  # pyright: ignore[reportArgumentType]
+        measure(chains, "MT2", "c")
     few = measure(paired_chains_of(chains, 10), "MT2")
     assert few.fit is None
 

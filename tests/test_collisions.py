@@ -61,7 +61,7 @@ def test_coverage_is_a_plane_when_two_masses_vary(toy_events: ToyEvents) -> None
 @pytest.mark.parametrize("draw", [figures.event_overview, figures.mass_coverage])
 def test_no_events_is_an_error(toy_events: ToyEvents, draw: object) -> None:
     with pytest.raises(InputError, match="no events to show"):
-        draw(toy_events(10, seed=1)[:0])  # type: ignore[operator]
+        draw(toy_events(10, seed=1)[:0])
 
 
 def test_no_truth_is_an_error(toy_events: ToyEvents) -> None:

@@ -53,7 +53,7 @@ def vectors(e: Chains, subsystem: Subsystem) -> tuple[tuple[Tensor, Tensor], ...
 def quiet(function: object, *args: object, **kwargs: object) -> M2Solution:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return function(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        return function(*args, **kwargs)
 
 
 @pytest.mark.parametrize("subsystem", SUBSYSTEMS)
@@ -302,7 +302,7 @@ def test_errors_name_the_argument(events: dict[str, Chains]) -> None:
     with pytest.raises(ShapeError, match="'lower_b'"):
         m2_cc(ua, la, ub, lb[:, :3], q, 700.0)
     with pytest.raises(InputError, match="Unknown subsystem 'c': choose from ab, a, b"):
-        m2_xc(ua, la, ub, lb, q, 700.0, "c")  # pyright: ignore[reportArgumentType]
+        m2_xc(ua, la, ub, lb, q, 700.0, "c")
     with pytest.raises(InputError, match="do not fit together"):
         m2_xx(ua[:3], la, ub, lb, q, 700.0)
 

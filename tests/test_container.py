@@ -56,7 +56,7 @@ def test_a_split_by_masses_shares_no_mass_point(toy_events: ToyEvents) -> None:
     again = events.split(by="masses", fractions=(0.7, 0.2, 0.1), seed=5)
     assert torch.equal(again[2].p4, parts[2].p4)
     other = events.split(by="masses", fractions=(0.7, 0.2, 0.1), seed=6)
-    assert not torch.equal(other[2].masses, parts[2].masses)  # type: ignore[arg-type]
+    assert not torch.equal(other[2].masses, parts[2].masses)
 
 
 def test_a_split_by_events_is_disjoint_and_complete(toy_events: ToyEvents) -> None:
@@ -73,7 +73,7 @@ def test_bad_splits_are_refused(toy_events: ToyEvents) -> None:
     with pytest.raises(InputError, match="Cannot split 2 mass points into 3 samples"):
         events.split(fractions=(0.4, 0.3, 0.3))
     with pytest.raises(InputError, match="'by' should be 'masses' or 'events', got 'mass'"):
-        events.split(by="mass")  # type: ignore[arg-type]
+        events.split(by="mass")
     with pytest.raises(InputError, match="no true masses"):
         replace(events, masses=None).split()
 

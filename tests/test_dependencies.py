@@ -43,7 +43,7 @@ def pinned() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     found = {}
     for line in filter(None, (line.split("#")[0].strip() for line in lines)):
-        name, version = re.fullmatch(r"([\w.-]+)==([\w.+!]+)", line).groups()  # type: ignore[union-attr]
+        name, version = re.fullmatch(r"([\w.-]+)==([\w.+!]+)", line).groups()
         found[canonicalize_name(name)] = version
     return found
 

@@ -163,7 +163,7 @@ def test_integer_weights_equal_repeated_events(card: ProcessCard) -> None:
     b = efficiency(full[torch.arange(800).repeat_interleave(weight)])
     torch.testing.assert_close(a.overall.value, b.overall.value)
     torch.testing.assert_close(a.no_skill.rates.value, b.no_skill.rates.value)
-    torch.testing.assert_close(a.self_consistency.predicted, b.self_consistency.predicted)  # type: ignore[union-attr]
+    torch.testing.assert_close(a.self_consistency.predicted, b.self_consistency.predicted)
     assert a.n_effective == pytest.approx(float(weight.sum() ** 2 / (weight**2).sum()))
     assert bool((a.overall.error > b.overall.error).all())
     assert "weighted: equivalent to" in str(a)
@@ -365,8 +365,8 @@ def test_paired_agreement_accepts_a_calibrated_posterior(card: ProcessCard, bloc
         group = clusters(posterior.true_masses())
         truth = posterior.true_target("chi10_m")
         tests.append(paired_agreement(truth, posterior.target("chi10_m"), group=group))
-    assert sum(t.per_dof for t in tests) / 60 == pytest.approx(1, abs=0.2)  # type: ignore[union-attr]
-    assert sum(t.p_value < 0.05 for t in tests) <= 9  # type: ignore[union-attr]
+    assert sum(t.per_dof for t in tests) / 60 == pytest.approx(1, abs=0.2)
+    assert sum(t.p_value < 0.05 for t in tests) <= 9
 
 
 def test_paired_agreement_refuses_a_shifted_posterior(card: ProcessCard) -> None:

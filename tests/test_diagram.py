@@ -17,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawn(source: object) -> ElementTree.Element:
-    return ElementTree.fromstring(decay_diagram(source))  # type: ignore[arg-type]
+    return ElementTree.fromstring(decay_diagram(source))
 
 
 def words(element: ElementTree.Element) -> str:

@@ -155,7 +155,7 @@ def test_intervals_of_known_distributions() -> None:
     generator = torch.Generator().manual_seed(7)
     normal, one_sided = gaussian(generator, 200_000, 1), skewed(generator, 200_000, 1)
     for kind in ("central", "shortest"):
-        low, high = est.interval(normal, 0.6827, kind)[0].tolist()  # type: ignore[arg-type]
+        low, high = est.interval(normal, 0.6827, kind)[0].tolist()
         assert (low, high) == pytest.approx((-17, 17), abs=0.8)
     # exponential: the shortest interval starts at zero, the central one does not
     assert est.shortest_interval(one_sided, 0.68)[0].tolist() == pytest.approx(
@@ -175,6 +175,6 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(InputError, match="'level' should be between 0 and 1, got 68"):
         est.interval(samples, 68)
     with pytest.raises(InputError, match="Unknown interval 'hdi': choose from central, shortest"):
-        est.interval(samples, kind="hdi")  # type: ignore[arg-type]
+        est.interval(samples, kind="hdi")
     with pytest.raises(ShapeError, match=r"at least one draw, got \(0, 3\)"):
         est.mean(torch.zeros(0, 3))

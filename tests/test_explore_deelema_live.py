@@ -62,7 +62,7 @@ def test_start_stop_and_change() -> None:
         if len(shown) == 2:
             playground.stop()
 
-    playground.show_result = count  # type: ignore[method-assign]
+    playground.show_result = count
     playground.train()
     playground.wait(60)
     assert not playground.working
@@ -70,7 +70,7 @@ def test_start_stop_and_change() -> None:
     assert "Stopped" in playground._status.value
     assert playground.found is not None
     assert not playground.found.data["finished"]
-    playground.show_result = show  # type: ignore[method-assign]
+    playground.show_result = show
     playground.epochs = 1
     assert playground.found.data["epochs"][-1]["epoch"] == 0
     playground.train()

@@ -52,7 +52,7 @@ def test_the_heaviest_weight_is_that_of_the_closed_form() -> None:
     events, mixture = stored_events("wino_udd"), mixture_for("wino_udd")
     best = likely_assignments(mixture, events[0], 1)[0]
     assert best.probability > 0.5
-    assert abs(best.masses["chi10"] - float(events.masses[0, 1])) < 60  # type: ignore[index]
+    assert abs(best.masses["chi10"] - float(events.masses[0, 1])) < 60
 
 
 def test_one_event_only() -> None:
@@ -72,7 +72,7 @@ def test_an_event_with_its_views_and_masses() -> None:
     masses: Any = found.panels["Masses"].data
     step = masses[0].x[1] - masses[0].x[0]
     assert masses[0].z.sum() * step * step == pytest.approx(1.0, abs=1e-6)
-    truth = dict(zip(sample.card.mass_names, sample.masses[2].tolist(), strict=True))  # type: ignore[index]
+    truth = dict(zip(sample.card.mass_names, sample.masses[2].tolist(), strict=True))
     off = abs(found.data["estimates_GeV"]["chi10"] - truth["chi10"])
     assert found.data["off_GeV"]["chi10"] == pytest.approx(off)
     assert found.data["MT2_GeV"] is None  # one unseen particle only

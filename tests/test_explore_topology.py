@@ -19,7 +19,7 @@ from massrecon.visual.widgets.topology import TopologyExplorer
 
 
 def svg_of(figure: object) -> str:
-    source: str = figure.layout.images[0].source  # type: ignore[attr-defined]
+    source: str = figure.layout.images[0].source
     return base64.b64decode(source.partition("base64,")[2]).decode()
 
 

@@ -58,6 +58,16 @@ def test_extra_observables_without_jets_are_finite() -> None:
     assert values == pytest.approx([0, 0, 0, 1, 1, 0, 0, 0])
 
 
+def test_observables_of_four_hand_made_leptons() -> None:
+    leptons = momenta((50, 0, 0), (40, 1, 0), (30, 0, 2), (20, 3, 3))
+    ptmiss = torch.tensor([[0.0, 5.0]], dtype=torch.float64)
+    values = features.four_lepton_observables((leptons, there(True, True, True, False)), ptmiss)
+    half = math.pi / 2
+    expected = [5.0, 1, 2, 0, math.hypot(1, 2), 0, 0, half, half, abs(2 - half), 0]
+    assert len(features.FOUR_LEPTON_NAMES) == values.shape[1] == 11
+    assert values[0].tolist() == pytest.approx(expected)
+
+
 def test_scaling_is_invertible_and_standard() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(5000, 3, generator=generator) * torch.tensor([1.0, 50, 0]) + 600
@@ -82,7 +92,10 @@ def test_momentum_scaling_respects_the_symmetries() -> None:
     assert scaling.offset.view(2, 4)[:, :3].abs().max() == 0
     assert (scaling.scale.view(2, 4)[:, 0] == scaling.scale.view(2, 4)[:, 1]).all()
     angle = torch.tensor(0.7)
-    rotate = lambda rows: fv.rotate_z(rows.view(-1, 2, 4), angle).flatten(1)  # noqa: E731
+
+    def rotate(rows: torch.Tensor) -> torch.Tensor:
+        return fv.rotate_z(rows.view(-1, 2, 4), angle).flatten(1)
+
     torch.testing.assert_close(scaling(rotate(values)), rotate(scaling(values)))
 
 

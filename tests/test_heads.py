@@ -294,4 +294,4 @@ def test_trees_count_members_by_their_weight() -> None:
 def test_trees_refuse_negative_weights() -> None:
     x, context = data(30)
     with pytest.raises(InputError, match="weights that are finite, not negative"):
-        HEADS["trees"](2, N_CONTEXT).grow(x, context, weight=x[:, 0])  # type: ignore[operator]
+        HEADS["trees"](2, N_CONTEXT).grow(x, context, weight=x[:, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ ROOMS = {
     "ipywidgets": ("visual/widgets/",),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+EXCEPTION = re.compile(r"# (?:noqa|type: ignore|pyright: ignore)(?P<rest>.*)")
+WITH_REASON = re.compile(r"(?:: [A-Z]+\d+(?:, [A-Z]+\d+)*|\[[\w-]+\])  \(?\w+.*")
+"""What is excepted, two spaces, and why."""
 
 
 def imported_modules(path: Path) -> list[str]:
@@ -74,3 +79,22 @@ def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], check=False)
     assert result.returncode == 0, f"{module} imports torch"
+
+
+def without_reason(text: str) -> list[str]:
+    """All comments that silence a checker without saying what and why."""
+    found = EXCEPTION.finditer(text)
+    return [match[0] for match in found if not WITH_REASON.fullmatch(match["rest"])]
+
+
+def test_checkers_are_silenced_for_a_reason() -> None:
+    silent = {path.name: without_reason(path.read_text(encoding="utf-8")) for path in FILES + TESTS}
+    silent.pop(Path(__file__).name)
+    assert {name: found for name, found in silent.items() if found} == {}
+
+
+def test_a_missing_reason_is_seen() -> None:
+    assert without_reason("x = 1  # noqa: E501  a table") == []
+    assert without_reason("x = f()  # type: ignore[arg-type]  wrong on purpose") == []
+    for line in ("x = 1  # noqa", "x = 1  # noqa: E501", "x = f()  # type: ignore[arg-type]"):
+        assert without_reason(line) == [line[7:] if "f()" not in line else line[9:]]

@@ -114,7 +114,7 @@ def test_a_posterior_with_draws_or_a_grid_is_understood(toy_events: ToyEvents) -
     on_grid = densities_of(posterior)
     assert isinstance(on_grid, GridDensities)
     own = on_grid.log_density([axis], slice(None))
-    torch.testing.assert_close(own, posterior.mass_density.log_density)  # type: ignore[union-attr]
+    torch.testing.assert_close(own, posterior.mass_density.log_density)
     drawn = densities_of(reconstruct(model, events[:4], 256))
     assert isinstance(drawn, DrawDensities)
     assert drawn.names == ("chi10",)

@@ -269,7 +269,7 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(InputError, match="Unknown mass 'gluino'"):
         measure(toy, masses={"gluino": (300.0, 600.0)})
     with pytest.raises(InputError, match="Unknown prior 'jeffreys'"):
-        measure(toy, prior="jeffreys")  # type: ignore[arg-type]
+        measure(toy, prior="jeffreys")
     with pytest.raises(ShapeError, match=r"'weights' should have shape \(3,\)"):
         measure(toy, weights=torch.ones(4))
     with pytest.raises(InputError, match="add up to a positive number"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,7 +136,10 @@ def slow_gaussians(mixture: KinematicMixture, block: EventBlock) -> tuple[np.nda
     return _explicit(mixture, block, mass, covariance, log_weight, expected, column)
 
 
-def _explicit(mixture, block, mass, covariance, log_weight, expected, column):  # noqa: ANN001, ANN202
+def _explicit(
+    mixture: KinematicMixture, block: EventBlock, mass: list[Tensor], covariance: list[Tensor],
+    log_weight: list[Tensor], expected: list[list[float]], column: list[list[float]],
+) -> Any:  # fmt: skip
     n_events = len(block.rows)
     means, weights = [], []
     design = np.concatenate(column)
@@ -226,7 +230,7 @@ def test_compiled_kernels_agree_with_torch(wino: tuple[KinematicMixture, Events]
     torch.testing.assert_close(*mean_p4, rtol=1e-2, atol=1.0)
 
 
-def test_the_density_of_the_posterior_adds_up_to_one(wino) -> None:  # noqa: ANN001
+def test_the_density_of_the_posterior_adds_up_to_one(wino: tuple[KinematicMixture, Events]) -> None:
     mixture, events = wino
     found = mass_posterior(mixture, events)
     chi20 = torch.arange(401.0, 700.0, 2.0, dtype=torch.float64)
@@ -242,7 +246,9 @@ def test_the_density_of_the_posterior_adds_up_to_one(wino) -> None:  # noqa: ANN
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_merged_hypotheses_keep_their_weight(wino, backend) -> None:  # noqa: ANN001
+def test_merged_hypotheses_keep_their_weight(
+    wino: tuple[KinematicMixture, Events], backend: str
+) -> None:
     mixture, events = wino
     few, everything = (_with_kept(mixture, kept) for kept in (6, 4000))
     seen = detected(events)
@@ -261,7 +267,7 @@ def _with_kept(mixture: KinematicMixture, kept: int) -> KinematicMixture:
     return again
 
 
-def test_tails_lie_around_the_hypotheses(wino) -> None:  # noqa: ANN001
+def test_tails_lie_around_the_hypotheses(wino: tuple[KinematicMixture, Events]) -> None:
     mixture, events = wino
     whole = _with_kept(mixture, 4000)
     found, truth = mass_posterior(whole, events), unknown_masses(whole, events)
@@ -288,7 +294,7 @@ def test_tails_lie_around_the_hypotheses(wino) -> None:  # noqa: ANN001
         torch.testing.assert_close(found.log_prob(truth)[rows], expected, rtol=1e-3, atol=0.02)
 
 
-def test_threads_share_the_work(wino) -> None:  # noqa: ANN001
+def test_threads_share_the_work(wino: tuple[KinematicMixture, Events]) -> None:
     mixture, events = wino
     threads = torch.get_num_threads()
     try:
@@ -301,7 +307,7 @@ def test_threads_share_the_work(wino) -> None:  # noqa: ANN001
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
-def test_draws_follow_the_density_and_stay_inside(wino) -> None:  # noqa: ANN001
+def test_draws_follow_the_density_and_stay_inside(wino: tuple[KinematicMixture, Events]) -> None:
     mixture, events = wino
     found = mass_posterior(mixture, events)
     draws = found.sample(2000, seed=4)
@@ -314,7 +320,7 @@ def test_draws_follow_the_density_and_stay_inside(wino) -> None:  # noqa: ANN001
         assert float((below[:, 0] - share).abs().mean()) < 0.03
 
 
-def test_summaries_describe_the_marginals(wino) -> None:  # noqa: ANN001
+def test_summaries_describe_the_marginals(wino: tuple[KinematicMixture, Events]) -> None:
     mixture, events = wino
     found = mass_posterior(mixture, events)
     summaries = dict(zip(found.summary_names, found.summaries().T, strict=True))
@@ -371,7 +377,7 @@ def test_a_fit_learns_the_resolution_and_helps_on_new_events(
     assert abs(float(hit - found[:, 3].mean())) < 0.12
 
 
-def test_the_mixture_is_a_posterior_like_any_other(wino) -> None:  # noqa: ANN001
+def test_the_mixture_is_a_posterior_like_any_other(wino: tuple[KinematicMixture, Events]) -> None:
     mixture, events = wino
     found = mixture_posterior(mixture, events, n_samples=32, seed=6)
     assert tuple(found.samples.shape) == (32, len(events), 8)
@@ -392,7 +398,7 @@ def test_a_known_mass_is_a_constant(card: ProcessCard, toy_events: ToyEvents) ->
     assert float(found.mass_samples("chi10").std()) > 1
 
 
-def test_data_without_truth_are_reconstructed(wino) -> None:  # noqa: ANN001
+def test_data_without_truth_are_reconstructed(wino: tuple[KinematicMixture, Events]) -> None:
     mixture, events = wino
     data = Events(
         card=events.card,
@@ -407,7 +413,7 @@ def test_data_without_truth_are_reconstructed(wino) -> None:  # noqa: ANN001
         fit_mixture(data, PLANE)
 
 
-def test_events_that_lack_objects_keep_the_prior(wino) -> None:  # noqa: ANN001
+def test_events_that_lack_objects_keep_the_prior(wino: tuple[KinematicMixture, Events]) -> None:
     mixture, events = wino
     present = events.present[:3].clone()
     present[0, 4:] = False  # a single jet
@@ -425,7 +431,9 @@ def test_events_that_lack_objects_keep_the_prior(wino) -> None:  # noqa: ANN001
         )
 
 
-def test_summaries_come_in_chunks_and_repeat_themselves(wino) -> None:  # noqa: ANN001
+def test_summaries_come_in_chunks_and_repeat_themselves(
+    wino: tuple[KinematicMixture, Events],
+) -> None:
     mixture, events = wino
     found = mixture_summaries(mixture, events, chunk=17)
     assert tuple(found.shape) == (len(events), len(summary_names(mixture.scheme.names)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_one_root_is_the_true_momentum(own: float) -> None:
     )
 
 
-def test_shares_add_up_to_ptmiss_and_turn_with_it(antler) -> None:  # noqa: ANN001
+def test_shares_add_up_to_ptmiss_and_turn_with_it(antler: tuple[KinematicMixture, Events]) -> None:
     fillings = antler[0].sorter.fillings
     ptmiss = torch.tensor([[30.0, 0.0], [40.0, 90.0]]).double()
     parts = [fillings.momenta(i, ptmiss) for i in range(2)]
@@ -91,7 +92,7 @@ def test_densities_of_shares_integrate_to_their_plane() -> None:
     assert abs(float(per_share) - 1) < 0.05
 
 
-def test_masses_move_with_trial_masses(antler) -> None:  # noqa: ANN001
+def test_masses_move_with_trial_masses(antler: tuple[KinematicMixture, Events]) -> None:
     mixture, events = antler
     (block,) = list(mixture.sorter.blocks(detected(events[:6]), 10**7))
     builder, step = block.plan.builders[0], 1e-4
@@ -115,7 +116,9 @@ def test_masses_move_with_trial_masses(antler) -> None:  # noqa: ANN001
     assert float((moved / expected - 1)[smooth].abs().quantile(0.9)) < 1e-3
 
 
-def test_compiled_kernels_agree_with_torch_for_two_invisible_legs(antler) -> None:  # noqa: ANN001
+def test_compiled_kernels_agree_with_torch_for_two_invisible_legs(
+    antler: tuple[KinematicMixture, Events],
+) -> None:
     pytest.importorskip("numba")
     mixture, events = antler
     one, two = (mass_posterior_by(mixture, events, b) for b in ("torch", "numba"))
@@ -124,11 +127,11 @@ def test_compiled_kernels_agree_with_torch_for_two_invisible_legs(antler) -> Non
     torch.testing.assert_close(one.log_evidence, two.log_evidence, rtol=1e-3, atol=2e-2)
 
 
-def mass_posterior_by(mixture, events, backend):  # noqa: ANN001, ANN201
+def mass_posterior_by(mixture: KinematicMixture, events: Events, backend: Any) -> Any:
     return mixture.posterior(detected(events), backend=backend)
 
 
-def test_exchanging_like_sides_changes_nothing(antler) -> None:  # noqa: ANN001
+def test_exchanging_like_sides_changes_nothing(antler: tuple[KinematicMixture, Events]) -> None:
     mixture, events = antler
     seen = detected(events)
     swapped = DetectedEvents(seen.p4[:, [1, 0, 3, 2]], seen.present, seen.kinds, seen.ptmiss)
@@ -137,7 +140,7 @@ def test_exchanging_like_sides_changes_nothing(antler) -> None:  # noqa: ANN001
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
 
 
-def test_draws_take_like_sides_in_turn(antler) -> None:  # noqa: ANN001
+def test_draws_take_like_sides_in_turn(antler: tuple[KinematicMixture, Events]) -> None:
     mixture, events = antler
     found = mixture_posterior(mixture, events, n_samples=400, seed=2)
     pz = found.target("A_pz")

@@ -99,13 +99,13 @@ def test_cut_prior_keeps_what_is_inside_and_its_momenta(card: ProcessCard) -> No
 def test_selection_keeps_everything_together(card: ProcessCard, index: object) -> None:
     full = random_posterior(card, 6, 4)
     full = Posterior(full.samples, card, full.truth, full.masses, torch.arange(6.0) + 1, {"a": 1})
-    rows = torch.arange(6)[[index] if isinstance(index, int) else index]  # type: ignore[index]
-    part = full[index]  # type: ignore[index]
+    rows = torch.arange(6)[[index] if isinstance(index, int) else index]
+    part = full[index]
     assert len(part) == len(rows)
     assert part.provenance == {"a": 1}
     torch.testing.assert_close(part.samples, full.samples[:, rows])
     torch.testing.assert_close(part.true_masses(), full.true_masses()[rows])
-    torch.testing.assert_close(part.truth, full.truth[rows])  # type: ignore[index]
+    torch.testing.assert_close(part.truth, full.truth[rows])
     torch.testing.assert_close(part.weights, full.weights[rows])
 
 
@@ -265,12 +265,12 @@ def test_reconstruct_fills_truth_and_keeps_provenance(
 ) -> None:
     events = toy_events(12, seed=1)
     model = TruthWithNoise(card)
-    posterior = reconstruct(model, events, n_samples=5, steps=7, seed=4)  # type: ignore[arg-type]
+    posterior = reconstruct(model, events, n_samples=5, steps=7, seed=4)
     assert model.asked == {"steps": 7, "solver": None, "seed": 4}
     assert posterior.samples.shape == (5, 12, 8)
     torch.testing.assert_close(posterior.truth, events.targets())
     torch.testing.assert_close(posterior.true_masses(), events.masses)
-    assert float((posterior.samples - posterior.truth).abs().max()) < 6  # type: ignore[operator]
+    assert float((posterior.samples - posterior.truth).abs().max()) < 6
     kept = {name: posterior.provenance[name] for name in ("model", "n_samples", "steps", "seed")}
     assert kept == {"model": "truth_with_noise", "n_samples": 5, "steps": 7, "seed": 4}
     assert posterior.provenance["events"] == dict(events.provenance)
@@ -283,11 +283,11 @@ def test_reconstruct_refuses_what_makes_no_sense(
     events = toy_events(4, seed=1)
     model = TruthWithNoise(card)
     with pytest.raises(InputError, match="no events to reconstruct"):
-        reconstruct(model, events[[]])  # type: ignore[arg-type]
+        reconstruct(model, events[[]])
     with pytest.raises(InputError, match="'n_samples' should be at least 1, got 0"):
-        reconstruct(model, events, n_samples=0)  # type: ignore[arg-type]
-    other = TruthWithNoise(SimpleNamespace(target_names=("top_px", "top_m")))  # type: ignore
+        reconstruct(model, events, n_samples=0)
+    other = TruthWithNoise(SimpleNamespace(target_names=("top_px", "top_m")))
     with pytest.raises(
         InputError, match="reconstructs top_px, top_m, but the events of 'wino_udd'"
     ):
-        reconstruct(other, events)  # type: ignore[arg-type]
+        reconstruct(other, events)

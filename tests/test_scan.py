@@ -216,7 +216,7 @@ def test_wrong_limits() -> None:
     with pytest.raises(InputError, match="'minutes' should be positive, got -1"):
         Limits(minutes=-1)
     with pytest.raises(InputError, match="Unknown isolation 'none'"):
-        Limits(isolation="none")  # pyright: ignore[reportArgumentType]
+        Limits(isolation="none")
 
 
 @pytest.mark.parametrize(

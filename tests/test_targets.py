@@ -26,7 +26,7 @@ def events(toy_events: ToyEvents) -> Events:
 
 
 def fitted(events: Events, choice: str, coordinates: str = "cartesian") -> TargetSpace:
-    space = TargetSpace(events.card, choice, coordinates)  # type: ignore[arg-type]
+    space = TargetSpace(events.card, choice, coordinates)
     space.fit(space.values(events))
     return space
 
@@ -186,7 +186,7 @@ def test_errors_name_the_remedy(events: Events) -> None:
     with pytest.raises(InputError, match="Unknown particle of .* 'chi2'"):
         TargetSpace(events.card, "pt chi2", "cartesian")
     with pytest.raises(InputError, match="choice of coordinates 'round'"):
-        TargetSpace(events.card, "card", "round")  # type: ignore[arg-type]
+        TargetSpace(events.card, "card", "round")
     with pytest.raises(InputError, match="'background_wh' names no masses to learn"):
         TargetSpace(load_card("background_wh"), "masses", "cartesian")
     space = TargetSpace(events.card, "masses", "cartesian")

@@ -79,7 +79,7 @@ def test_a_bad_string_is_refused_with_the_place(text: str, message: str) -> None
 
 def test_something_that_is_no_text_is_refused() -> None:
     with pytest.raises(TopologyError, match="should be text, got 5"):
-        DecayTopology.parse(5)  # pyright: ignore[reportArgumentType]
+        DecayTopology.parse(5)
 
 
 def test_an_unknown_label_lists_the_choices() -> None:

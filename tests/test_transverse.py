@@ -301,7 +301,7 @@ def test_shape_errors_name_the_argument() -> None:
     with pytest.raises(InputError, match=r"do not fit together: 'visible_a' \(4,\)"):
         mt2(a, b[:3], ptmiss, 50.0)
     with pytest.raises(InputError, match="Unknown backend 'cuda'"):
-        mt2(a, b, ptmiss, 50.0, backend="cuda")  # pyright: ignore[reportArgumentType]
+        mt2(a, b, ptmiss, 50.0, backend="cuda")
 
 
 def test_mt_of_two_body_decays_ends_at_the_parent_mass() -> None:

@@ -241,7 +241,7 @@ class PartFile:
                 values = batch.column(column)
                 if values.null_count:
                     raise StoreError(f"'{self.path}' has empty cells in '{column}': restore it.")
-                target[:, i] = values.to_numpy(zero_copy_only=False)[:n]  # type: ignore[index]
+                target[:, i] = values.to_numpy(zero_copy_only=False)[:n]  # type: ignore[index]  there are columns
 
     def arrays(self, card: ProcessCard) -> Arrays:
         """Returns the event arrays of the file.

@@ -113,7 +113,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as file:
             compressed = file.read(2) == GZIP
             file.seek(0)
-            yield cast(BinaryIO, gzip.open(file)) if compressed else file  # noqa: SIM115
+            yield cast(BinaryIO, gzip.open(file)) if compressed else file  # noqa: SIM115  closed with the file below it
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ImportFileError(
             f"'{path}' is truncated or damaged (its compressed data says: {error}): fetch or make "

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ FARTHEST = -60.0
 _CHUNK = 2**22  # counts drawn at a time
 # keeps the random numbers apart from those of events that were made with the same seed
 _OTHER_STREAM = 0x5EED1000
+
+Weights = Callable[[float, int], tuple[list[int], list[float]]]
+"""Neighbours of a place among so many values, and their weights."""
 
 
 def experiments(
@@ -158,14 +161,14 @@ def _nearest(place: float, size: int) -> tuple[list[int], list[float]]:
 
 
 def _stencil(
-    axes: Sequence[Tensor], mass: Tensor, shape: tuple[int, ...], weights: object
+    axes: Sequence[Tensor], mass: Tensor, shape: tuple[int, ...], weights: Weights
 ) -> tuple[Tensor, Tensor]:
     """Returns flat indices and weights of the neighbours of a point."""
     parts = []
     for axis, value, size in zip(axes, mass.tolist(), shape, strict=True):
         low, high = float(axis[0]), float(axis[-1])
         place = (min(max(value, low), high) - low) / (high - low) * (size - 1)
-        parts.append(weights(place, size))  # type: ignore[operator]
+        parts.append(weights(place, size))
     index, share = [], []
     for corner in itertools.product(*(range(len(p[0])) for p in parts)):
         flat, product = 0, 1.0

@@ -171,7 +171,7 @@ def separation(a: Tensor, b: Tensor, seed: int = 0, max_iter: int = 200) -> Sepa
     classifier = HistGradientBoostingClassifier(
         max_iter=max_iter,
         learning_rate=0.1,
-        early_stopping=True,  # type: ignore[arg-type]
+        early_stopping=True,  # type: ignore[arg-type]  its type says "auto" alone
         random_state=seed,
     )
     score = classifier.fit(train_x, label).predict_proba(test_x)[:, 1]

@@ -348,7 +348,7 @@ def saddle(a: Side, b: Side, Qx: float, Qy: float, start: tuple, free: float) ->
 @compiled
 def bound(a: Side, b: Side, Qx: float, Qy: float, at: tuple, f: float) -> bool:
     """Says whether the multipliers prove that no squared mass is below f."""
-    for nudge in NUDGES:  # noqa: SIM110  # Numba has no generators
+    for nudge in NUDGES:  # noqa: SIM110  Numba has no generators
         if f - bound_at(a, b, Qx, Qy, at, nudge) <= GAP * f + SMALLEST_GAP:
             return True
     return False

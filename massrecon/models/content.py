@@ -159,4 +159,4 @@ class ContentModel(nn.Module):
         if (value := state_dict.get(prefix + "value")) is not None:
             self._allocate(*value.shape)
             self.size.copy_(state_dict[prefix + "size"])
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]  of torch, private

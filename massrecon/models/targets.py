@@ -222,7 +222,7 @@ class TargetSpace(nn.Module):
         """Makes room for as many kept columns as the saved targets have."""
         if (kept := state_dict.get(prefix + "kept")) is not None:
             self._allocate(len(kept))
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]  of torch, private
 
 
 def column_names(card: ProcessCard, choice: TargetChoice) -> tuple[str, ...]:

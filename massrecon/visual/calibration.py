@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -281,7 +282,8 @@ def impacts_and_pulls(
     )  # fmt: skip
     figure.add_trace(points, row=1, col=2)
     for x, dash in ((-1, "dash"), (0, "dot"), (1, "dash")):
-        figure.add_vline(x=x, line={"color": BLACK, "width": 1, "dash": dash}, row=1, col=2)  # type: ignore[arg-type]
+        place: Any = {"row": 1, "col": 2}
+        figure.add_vline(x=x, line={"color": BLACK, "width": 1, "dash": dash}, **place)
     figure.update_xaxes(title_text="shift of the masses for +1σ [GeV]", row=1, col=1)
     figure.update_xaxes(title_text="pull [σ]", range=[-2.5, 2.5], row=1, col=2)
     figure.update_yaxes(automargin=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -198,7 +199,8 @@ def _add_mass_lines(
         if value is None:
             continue
         line = {"color": colour, "dash": dash, "width": 1.5}
-        figure.add_vline(value, line=line, row=row, col=column)  # pyright: ignore
+        place: Any = {"row": row, "col": column}
+        figure.add_vline(value, line=line, **place)
         if name not in seen:
             figure.add_trace(
                 go.Scatter(x=[None], y=[None], mode="lines", name=name, line=line),
@@ -249,7 +251,8 @@ def mass_history(
             row=1, col=1,
         )  # fmt: skip
         if truth and name in truth:
-            figure.add_hline(truth[name], line={"color": GREY, "dash": "dot"}, row=1, col=1)  # pyright: ignore
+            place: Any = {"row": 1, "col": 1}
+            figure.add_hline(truth[name], line={"color": GREY, "dash": "dot"}, **place)
     figure.add_trace(
         go.Scatter(
             x=steps, y=[entry["loss"] for entry in epochs], mode="lines+markers", name="loss",

@@ -6,6 +6,7 @@ Regions are those of highest density, drawn as lines of equal density.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -163,7 +164,7 @@ def mass_marginals(measurement: MassMeasurement) -> go.Figure:
         if measurement.truth is not None:
             figure.add_vline(
                 float(measurement.truth[column - 1]), line={"color": VERMILION, "dash": "dash"},
-                row=1, col=column,  # type: ignore[arg-type]
+                row=1, col=column,  # type: ignore[arg-type]  plotly asks for text
             )  # fmt: skip
         outer = measurement.posterior.interval(0.999)[column - 1].tolist()
         if measurement.truth is not None:
@@ -208,7 +209,8 @@ def resolution_figure(
                 figure.add_trace(trace, row=1, col=column)
     for column, name in enumerate(first.names, 1):
         if goal is not None:
-            figure.add_hline(goal, line={"color": GREY, "dash": "dot"}, row=1, col=column)  # type: ignore[arg-type]
+            place: Any = {"row": 1, "col": column}
+            figure.add_hline(goal, line={"color": GREY, "dash": "dot"}, **place)
         figure.update_xaxes(title_text="signal events", type="log", row=1, col=column)
         _add_luminosity(figure, first, column)
         figure.add_annotation(

@@ -54,10 +54,8 @@ def surrogate_against_simulation(
         add_ratio(figure, panel, shares)
         test = agreement(there, fast).chi_square
         label_panel(figure, panel, label, f"χ²/dof = {test.per_dof:.2f}")
-    for trace in figure.data:
-        names = {"truth": "simulation", "generated": "surrogate"}
-        if trace.name in names:  # type: ignore[attr-defined]
-            trace.name = names[trace.name]  # type: ignore[attr-defined]
+    for before, name in (("truth", "simulation"), ("generated", "surrogate")):
+        figure.update_traces(name=name, selector={"name": before})
     figure.update_layout(
         legend={**LEGEND_ABOVE, "y": 1.05, "traceorder": "reversed"},
         margin={"l": 70, "r": 15, "t": 90, "b": 60},

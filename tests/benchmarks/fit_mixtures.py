@@ -177,7 +177,10 @@ def run(name: str, recipe: Recipe, events: Path | None, out: Path) -> None:
     chosen = torch.randperm(len(train), generator=generator)[: recipe.n_fitted]
     used = train[chosen.sort().values]
     start = mixture_for(train.card, recipe.masses, options=recipe.options, fitted=False)
-    report = lambda *row: print(*row, f"{time.process_time() - clock:.0f} s", flush=True)  # noqa: E731
+
+    def report(*row: object) -> None:
+        print(*row, f"{time.process_time() - clock:.0f} s", flush=True)
+
     fitted = fit_mixture(used, start=start, fit=recipe.fit, report=report)
     after = judge(fitted, test[: recipe.n_test], recipe.window)
     print(name, "after", after, sep="\n", flush=True)

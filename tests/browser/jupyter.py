@@ -103,6 +103,10 @@ class Watched:
         error = page.locator(".jp-RenderedText[data-mime-type*=stderr] pre, .jp-Error")
         assert error.count() == 0, error.first.inner_text()
 
+    def end_kernels(self) -> None:
+        """Ends all kernels, which would go on with what they prepare."""
+        self.page.evaluate("() => window.jupyterapp?.serviceManager.sessions.shutdownAll()")
+
     def wait_for_figure(self) -> None:
         """Waits until a figure of an explorer is drawn."""
         self.page.wait_for_selector(f"{FIGURES} .main-svg", timeout=_PATIENCE)

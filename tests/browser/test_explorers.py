@@ -37,6 +37,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def page(tmp_path: Path) -> Iterator[Watched]:
     with watched_page(tmp_path / "browser") as watched:
         yield watched
+        watched.end_kernels()
 
 
 @pytest.mark.parametrize(

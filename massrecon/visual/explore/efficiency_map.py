@@ -97,7 +97,7 @@ def _place(found: EfficiencyMap, cell: Sequence[float]) -> tuple[int, int] | Non
             f"'cell' should be where there are {_FEWEST} events or more: around ({x:g}, {y:g}) GeV "
             f"there are {n_events}. Choose another, or fewer 'bins'."
         )
-    return at[0], at[1]  # type: ignore[return-value]
+    return at[0], at[1]  # type: ignore[return-value]  two columns
 
 
 def _index(points: MassPoints, mass: float) -> int | None:
@@ -129,7 +129,7 @@ def _opened(
             _CELLS.pop(next(iter(_CELLS)))
         part = sample[rows]
         draw = mixture_posterior if isinstance(source, KinematicMixture) else reconstruct
-        posterior = draw(source, part, n_samples, seed=seed)  # type: ignore[arg-type]
+        posterior = draw(source, part, n_samples, seed=seed)  # type: ignore[arg-type]  each with its own kind of source
         _CELLS[key] = truth_against_generated(posterior), _targets(posterior)
     return _CELLS[key]
 
