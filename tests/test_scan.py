@@ -265,7 +265,7 @@ def command(notebook: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[st
     return start
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"
@@ -346,7 +346,7 @@ def foreign(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         address = json.loads(here.read_text())["address"]
         worker = subprocess.Popen(
             [*module[:2], "distributed.cli.dask_worker", address, "--nthreads", "1",
-             "--no-dashboard", "--death-timeout", "5"], **options,
+             "--no-dashboard", "--death-timeout", "60"], **options,
         )  # fmt: skip
         yield address, scheduler
         for process in (worker, scheduler):
