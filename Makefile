@@ -4,10 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# benchmarks of speed; the others in tests/benchmarks measure physics and need events
-SPEED := detector kinematics mixture models scan simulate store toys
-
-.PHONY: demo test test-all lab lint benchmark docs audit clean
+.PHONY: demo test test-all lab lint benchmark docs gallery audit clean
 
 demo: $(VENV)/.user
 	$(BIN)/massrecon demo --out results/demo
@@ -28,13 +25,23 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# the table of the performance page; with a GPU  make benchmark DEVICE=cuda
+# ONLY="store scan" measures these again; the other benchmarks are of physics and need events
+DEVICE := cpu
 benchmark: $(VENV)/.dev
-	for name in $(SPEED); do $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/everything.py --device $(DEVICE) $(ONLY)
 
-# the site needs neither the package nor a network: open results/docs/index.html
-docs: $(VENV)/.docs
+# figures and quick tutorials are run first and kept, a few minutes; ALL=1 runs every tutorial,
+# which takes about half an hour; the site needs no network: open results/docs/index.html
+docs: $(VENV)/.user $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python docs/prepare.py $(if $(ALL),--all)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
 	@echo "Open results/docs/index.html"
+
+# new pictures of all explorers for the site, from a real browser
+gallery: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow or not slow" tests/browser/test_explorers.py
+	for file in docs/pages/gallery/*.png; do cp results/browser/$$(basename $$file) $$file; done
 
 # asks a database on the network for known vulnerabilities of the pinned versions
 audit:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import measured
+import measured_study
+import outputs
 from measured import ROOT, table
 
 _MARK = re.compile(r"^<!-- fill: (\w+)(?: (.*?))? -->$", re.MULTILINE)
@@ -94,11 +96,29 @@ def tutorials() -> str:
 
 
 def lesson(path: Path) -> str:
-    """A tutorial as a page: its text and code; the figures come when it is run."""
-    parts = [f"```python\n{text}\n```" if kind == "code" else text for kind, text in cells(path)]
+    """A tutorial as a page: its text and code, with what came out where it was run."""
+    found = outputs.executed(path)
+    waiting, parts = iter(found), []
+    for kind, text in cells(path):
+        code = f"```python\n{text}\n```"
+        parts.append(code if kind == "code" else outputs.with_equations(text))
+        if kind == "code":
+            parts.append(outputs.shown(next(waiting, [])))
     title, *rest = parts[0].split("\n", 1)
-    hint = f"*The figures appear when it is run: `massrecon lab` copies `{path.name}` to a folder.*"
-    return "\n\n".join([title, hint, *rest, *parts[1:]])
+    hint = f"*`massrecon lab` copies `{path.name}` to a folder of yours, to run and to change.*"
+    if not found:
+        hint = f"*Without figures here: `make docs ALL=1` runs it first. {hint[1:]}"
+    return "\n\n".join(filter(None, [title, hint, *rest, *parts[1:]]))
+
+
+def gallery() -> str:
+    """Pictures of the explorers with their titles, as the browser tests left them."""
+    parts = []
+    for path in sorted((ROOT / "docs" / "pages" / "gallery").glob("*.png")):
+        text = cells(ROOT / "notebooks" / f"{path.stem}.ipynb")[0][1].splitlines()
+        title = text[0].lstrip("# ")
+        parts.append(f"### {title}\n\n![{title}](gallery/{path.name})")
+    return "\n\n".join(parts)
 
 
 def cards() -> str:
@@ -133,11 +153,16 @@ FILLINGS: dict[str, Callable[..., str]] = {
     one.__name__: one
     for one in (
         *(measured.plane, measured.plane_trainings, measured.plane_differences, measured.line),
+        *(measured.four_lepton, measured.four_lepton_trainings, measured.four_lepton_differences),
+        *(measured_study.ceilings, measured_study.claims),
+        *(measured_study.generalisation, measured_study.alarm_power),
         measured.with_background,
         *(measured.combination, measured.combination_speed, measured.coverage),
         *(measured.calibration, measured.joint_calibration, measured.reach),
         *(measured.deelema, measured.deelema_coverage, measured.deelema_trial),
         *(measured.deelema_starts, measured.alarms, measured.scan),
+        *(measured.performance, measured.performance_machine),
+        *(outputs.figure, gallery),
         *(readme, readme_start, picture, notebooks, tutorials, cards, api),
     )
 }

@@ -7,6 +7,7 @@ from typing import Any
 from filling import filled, lesson
 from measured import ROOT
 from mkdocs.structure.files import File, Files
+from outputs import drawing_code
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -15,6 +16,8 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, f"pictures/{path.name}", abs_src_path=str(path)))
     for path in sorted((ROOT / "tutorials").glob("*.ipynb")):
         files.append(File.generated(config, f"lessons/{path.stem}.md", content=lesson(path)))
+    if (code := drawing_code()) is not None:
+        files.append(File.generated(config, f"assets/{code.name}", abs_src_path=str(code)))
     return files
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
 _SYMBOLS = {
     "chi20": "m(χ̃₂⁰)",
     "chi10": "m(χ̃₁⁰)",
@@ -20,8 +21,7 @@ _SYMBOLS = {
 
 def recorded(name: str) -> dict[str, Any]:
     """Reads a file of measured results."""
-    path = ROOT / "tests" / "benchmarks" / "results" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -56,6 +56,8 @@ def _efficiencies(study: str) -> str:
     windows, rows = ("10", "20", "30", "50"), []
     for name, model in results["models"].items():
         for mass, estimators in model["efficiency"].items():
+            if mass not in model["coverage"]:  # it is known
+                continue
             for estimator, cells in estimators.items():
                 numbers = [percent(cells[w]["value"], cells[w]["error"]) for w in windows]
                 rows.append([f"`{name}`", _SYMBOLS[mass], estimator, *numbers])
@@ -67,10 +69,24 @@ def _efficiencies(study: str) -> str:
     return table(head, rows) + made_by({"command": results["command"], "versions": versions})
 
 
+def four_lepton() -> str:
+    """Efficiencies where each of the two lightest particles decays to two leptons."""
+    return _efficiencies("four_lepton")
+
+
 def plane_trainings() -> str:
     """How the models of `plane` were trained and tested, and how honest their posteriors are."""
+    return _trainings("plane")
+
+
+def four_lepton_trainings() -> str:
+    """The same for `four_lepton`."""
+    return _trainings("four_lepton")
+
+
+def _trainings(study: str) -> str:
     rows = []
-    for name, one in recorded("reconstruction")["plane"]["models"].items():
+    for name, one in recorded("reconstruction")[study]["models"].items():
         for mass, levels in one["coverage"].items():
             rows.append(
                 [
@@ -87,7 +103,16 @@ def plane_trainings() -> str:
 
 def plane_differences() -> str:
     """By how much the reference model of `plane` is better on the same events, in points."""
-    results = recorded("reconstruction")["plane"]
+    return _differences("plane")
+
+
+def four_lepton_differences() -> str:
+    """The same for `four_lepton`."""
+    return _differences("four_lepton")
+
+
+def _differences(study: str) -> str:
+    results = recorded("reconstruction")[study]
     rows = [
         [f"`{results['reference']}` against `{name}`", _SYMBOLS[mass], what, f"{v:.1f} ± {e:.1f}"]
         for name, masses in results["differences"].items()
@@ -242,6 +267,50 @@ def scan() -> str:
     ]
     load = f"Load of the machine meanwhile: {results['load']:.1f}."
     return table(["scan with `--light`", ""], rows) + made_by(results, load)
+
+
+def performance(names: str) -> str:
+    """The ratios of some benchmarks, or of one's rows with some beginning (``name:beginning``)."""
+    results = recorded("performance")
+    parts = []
+    for wanted in names.split():
+        name, _, beginning = wanted.partition(":")
+        parts.append(_ratios(name, results["benchmarks"].get(name), beginning))
+    return "\n\n".join(parts)
+
+
+def performance_machine() -> str:
+    """What the table of ratios was measured on, and tables of other devices where there are any."""
+    parts = [_machine(recorded("performance"))]
+    for path in sorted(RESULTS.glob("performance_*.json")):
+        found = recorded(path.stem)
+        tables = [_ratios(name, one) for name, one in found["benchmarks"].items()]
+        parts += [f"### On {found['machine']['device']}", _machine(found), *tables]
+    return "\n\n".join(parts)
+
+
+def _machine(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
+    said = f"Measured on {machine['cores']} cores of {machine['processor']}{gpu}."
+    return said + made_by(results)
+
+
+def _ratios(name: str, one: dict[str, Any] | None, beginning: str = "") -> str:
+    if one is None:
+        return f"`{name}` has not been recorded: it asks for an idle machine."
+    rows = [
+        [
+            row["what"],
+            f"{row['ratio']:.3g}" + (f" ± {row['spread']:.1g}" if row["spread"] else ""),
+            row["than"], row["unit"], row["note"],
+        ]
+        for row in one["rows"]
+        if row["what"].startswith(beginning)
+    ]  # fmt: skip
+    failed = f" The benchmark {one['failed']}; these are its rows until then." * bool(one["failed"])
+    said = f"`{one['command']}`, at a load of {one['load']:g}.{failed}"
+    return table(["what", "ratio", "compared with", "in", ""], rows) + f"\n\n{said}"
 
 
 def calibration() -> str:

@@ -155,7 +155,7 @@ def distance(
     """Returns the mean accuracy of a classifier between draws and the exact posterior."""
     generator = torch.Generator().manual_seed(seed)
     contexts = torch.tensor(problem.examples)
-    draws = head.sample(contexts, n, seed=seed, **options)  # type: ignore[arg-type]
+    draws = head.sample(contexts, n, seed=seed, **options)
     found = [
         c2st(draws[:, i], problem.posterior(context, n, generator), seed=seed).accuracy
         for i, context in enumerate(contexts)

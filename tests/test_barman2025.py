@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import CardError, InputError, ShapeError
-from massrecon.events.card import ProcessCard
+from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Events
 from massrecon.kinematics import fourvectors as fv
 from massrecon.models import MODELS, MassModel, barman2025, create_model
@@ -150,8 +151,8 @@ def test_augmentation_is_consistent_with_the_event(model: Barman2025, events: Ev
     torch.testing.assert_close(turned["extra"], batch["extra"])
     torch.testing.assert_close(turned["targets"][:, 3::4], batch["targets"][:, 3::4])
     # the angle between an object and a target stays what it is
-    dot = lambda b: (b["objects"][:, :, :3] * b["targets"][:, None, :3]).sum(-1)  # noqa: E731
-    torch.testing.assert_close(dot(turned), dot(batch), rtol=1e-4, atol=1.0)
+    dots = [(b["objects"][:, :, :3] * b["targets"][:, None, :3]).sum(-1) for b in (turned, batch)]
+    torch.testing.assert_close(*dots, rtol=1e-4, atol=1.0)
     # the summary observables of the turned objects are those of the event
     again = Barman2025.prepare(model, rotated(events))
     torch.testing.assert_close(again["extra"], batch["extra"], rtol=1e-4, atol=1e-3)
@@ -277,7 +278,7 @@ def test_no_events_give_no_samples(model: Barman2025, events: Events) -> None:
 
 def test_bad_sampling_arguments(model: Barman2025, events: Events) -> None:
     with pytest.raises(InputError, match="Unknown solver 'ddmi'.*did you mean 'ddim'"):
-        model.sample(events, 2, solver="ddmi")  # pyright: ignore[reportArgumentType]
+        model.sample(events, 2, solver="ddmi")
     with pytest.raises(InputError, match="'n_samples' should be at least 1, got 0"):
         model.sample(events, 0)
     with pytest.raises(InputError, match="'batch_size' should be at least 1"):
@@ -323,12 +324,39 @@ def test_events_of_another_card_are_refused(model: Barman2025, events: Events) -
 
 def test_card_without_the_objects_is_refused(card: ProcessCard) -> None:
     class Leptons:
-        name = "wino_lle"
-        slot_kinds = ("lepton",) * 4
+        name = "three_leptons"
+        slot_kinds = ("lepton",) * 3
         target_names = card.target_names
 
     with pytest.raises(CardError, match="reads 1 lepton, 2 photon, 4 jet slots, but the card"):
-        Barman2025(Leptons(), Barman2025Config())  # pyright: ignore[reportArgumentType]
+        Barman2025(Leptons(), Barman2025Config())
+
+
+def test_four_leptons_are_read_as_in_the_second_process() -> None:
+    """Tokens are the leptons, so that jets make no difference, and one of eleven observables."""
+    generator = torch.Generator().manual_seed(4)
+    card = load_card("wino_lle")
+    direction = torch.randn(20, len(card.slots), 3, generator=generator)
+    p4 = torch.cat([90 * direction, 90 * direction.norm(dim=-1, keepdim=True)], dim=-1).double()
+    truth = 80 * torch.randn(20, len(card.parton_names), 4, generator=generator).double()
+    truth[..., 3] = 100 + 20 * torch.rand(20, len(card.parton_names), generator=generator)
+    events = Events(
+        card=card, p4=p4, present=torch.ones(p4.shape[:2], dtype=torch.bool),
+        ptmiss=70 * torch.randn(20, 2, generator=generator).double(),
+        weight=torch.ones(20).double(), partons=truth, masses=truth[:, : len(card.masses), 3],
+        attributes={name: torch.ones(p4.shape[:2]) for name in card.attribute_names},
+    )  # fmt: skip
+    model = tiny(card, events)
+    assert [t.shape[1:] for t in model.prepare(events).values()] == [(4, 4), (4,), (11,), (8,)]
+    jets = p4.clone()
+    jets[:, 4:] *= 2
+    torch.testing.assert_close(context_of(model, with_objects(events, jets)),
+                               context_of(model, events))  # fmt: skip
+    assert not torch.allclose(context_of(model, with_objects(events, 2 * p4)),
+                              context_of(model, events))  # fmt: skip
+    copy.deepcopy(model).loss(events).backward()  # as the average of the weights is made
+    model.loss(events).backward()
+    assert all(weight.grad is not None for weight in model.parameters())
 
 
 def test_create_model_lists_the_choices(card: ProcessCard) -> None:

@@ -134,7 +134,7 @@ def test_tarp_agrees_with_its_authors_package(metric: str, spread: float) -> Non
     references = low + (high - low) * torch.rand(
         4000, 2, generator=torch.Generator().manual_seed(8)
     )
-    ours = sbc.tarp_values(samples, truth, references, metric=metric)  # type: ignore[arg-type]
+    ours = sbc.tarp_values(samples, truth, references, metric=metric)
     coverage, level = tarp.get_tarp_coverage(
         samples.numpy(),
         truth.numpy(),
@@ -146,7 +146,7 @@ def test_tarp_agrees_with_its_authors_package(metric: str, spread: float) -> Non
     share = np.array([float((ours <= c).double().mean()) for c in level])
     # the same distances: what is left is that ranks are spread over their steps of 1 / 201
     assert np.abs(share - coverage).max() < 0.01
-    at_random = sbc.tarp_values(samples, truth, metric=metric, seed=9)  # type: ignore[arg-type]
+    at_random = sbc.tarp_values(samples, truth, metric=metric, seed=9)
     other = np.array([float((at_random <= c).double().mean()) for c in level])
     assert np.abs(other - coverage).max() < 1.63 * math.sqrt(2 / 3000)  # Kolmogorov, 1 %
 
@@ -214,7 +214,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ShapeError, match="'samples' should have shape"):
         sbc.rank_values(torch.zeros(3, 4, 2), torch.zeros(4, 1))
     with pytest.raises(InputError, match="Unknown metric 'euclidian'"):
-        sbc.tarp_values(torch.zeros(3, 4, 1), torch.rand(4, 1), metric="euclidian")  # type: ignore[arg-type]
+        sbc.tarp_values(torch.zeros(3, 4, 1), torch.rand(4, 1), metric="euclidian")
     with pytest.raises(InputError, match="None of the true values varies"):
         sbc.tarp_values(torch.zeros(3, 4, 1), torch.ones(4, 1))
     with pytest.raises(ShapeError, match="20 or more events"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -22,11 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
 NAMES = [path.stem for path in PAGES]
 BY_NAME = dict(zip(NAMES, PAGES, strict=True))
+GALLERY = ROOT / "docs" / "pages" / "gallery"
 
 
 sys.path.insert(0, str(ROOT / "docs"))  # as mkdocs does for its hooks
 FILLING = importlib.import_module("filling")
 MEASURED = importlib.import_module("measured")
+OUTPUTS = importlib.import_module("outputs")
+PREPARE = importlib.import_module("prepare")
 sys.path.remove(str(ROOT / "docs"))
 
 
@@ -51,6 +55,7 @@ def broken(name: str, text: str) -> list[str]:
     """The links of a page that lead nowhere."""
     lessons = {f"lessons/{path.stem}.md" for path in (ROOT / "tutorials").glob("*.ipynb")}
     pictures = {f"pictures/{path.name}" for path in (ROOT / "tutorials" / "pictures").glob("*")}
+    pictures |= {f"gallery/{path.name}" for path in GALLERY.glob("*")}
     found = []
     for target in links(text):
         file, _, anchor = target.partition("#")
@@ -152,11 +157,83 @@ def test_tables_hold_what_was_recorded() -> None:
     cell = one["efficiency"]["chi20"]["window"]["30"]
     assert f"{100 * cell['value']:.1f} ± {100 * cell['error']:.1f}" in results
     recorded = sorted(path.stem for path in (ROOT / "tests/benchmarks/results").glob("*.json"))
-    used = re.findall(r'recorded\("(\w+)"\)', (ROOT / "docs" / "measured.py").read_text())
-    assert sorted(set(used)) == recorded
+    sources = [path.read_text() for path in sorted((ROOT / "docs").glob("measured*.py"))]
+    used = re.findall(r'recorded\("(\w+)"\)', "".join(sources))
+    others = [name for name in recorded if name.startswith("performance_")]  # of other devices
+    assert sorted({*used, *others}) == recorded
 
 
 def test_the_site_asks_no_other_host() -> None:
     config = (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8")
     assert "font: false" in config
     assert "http" not in config
+
+
+def test_the_gallery_has_every_explorer_and_is_small() -> None:
+    explorers = {path.stem for path in (ROOT / "notebooks").glob("2*.ipynb")}
+    assert {path.stem for path in GALLERY.glob("*.png")} == explorers
+    assert sum(path.stat().st_size for path in GALLERY.iterdir()) < 1.5e6
+    assert page("explorers").count("](gallery/") == len(explorers)
+
+
+def test_the_concepts_have_the_figures_that_are_made() -> None:
+    wanted = re.findall(r"<!-- fill: figure (\w+) ", BY_NAME["concepts"].read_text("utf-8"))
+    assert sorted(wanted) == sorted([*PREPARE.MADE, "diagram"])
+    assert set(PREPARE.QUICK) <= {path.stem for path in OUTPUTS.TUTORIALS.glob("*.ipynb")}
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tutorial of two cells, and what came out when it was run."""
+    figure = {"data": [{"y": [1, 2], "name": "</script>"}], "layout": {"meta": {"caption": "A b"}}}
+    data = {"application/vnd.plotly.v1+json": figure, "text/plain": ["Figure"]}
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": ["10 %\r100 %\n"]},
+        {"output_type": "stream", "name": "stderr", "text": ["a warning"]},
+        {"output_type": "display_data", "data": data},
+    ]
+    cells: list[dict[str, Any]] = [
+        {"cell_type": "markdown", "source": ["# Lesson\n", "The mass $m_1$."]},
+        {"cell_type": "code", "source": ["show()"], "outputs": []},
+    ]
+    monkeypatch.setattr(OUTPUTS, "EXECUTED", tmp_path / "done")
+    source, done = tmp_path / "lesson.ipynb", tmp_path / "done" / "lesson.ipynb"
+    source.write_text(json.dumps({"cells": cells, "metadata": {}}))
+    done.parent.mkdir()
+    about = {"of": OUTPUTS.fingerprint(source)}
+    cells[1]["outputs"] = outputs
+    done.write_text(json.dumps({"cells": cells, "metadata": about}))
+    return source
+
+
+def test_a_lesson_shows_what_came_out(ran: Path) -> None:
+    text = FILLING.lesson(ran)
+    assert "```text\n100 %\n```" in text
+    assert "a warning" not in text
+    found = re.search(r'aria-label="A b"><script type="application/json">(.*?)</script>', text)
+    assert found is not None
+    assert json.loads(found[1])["data"][0]["name"] == "</script>"
+    assert "Without figures" not in text
+
+
+def test_results_of_another_version_of_a_lesson_are_not_shown(ran: Path) -> None:
+    ran.write_text(ran.read_text().replace("show()", "show(2)"))
+    text = FILLING.lesson(ran)
+    assert "make docs ALL=1" in text
+    assert "figure" not in text.split("folder of yours")[1]
+
+
+def test_equations_are_drawn(ran: Path) -> None:
+    pytest.importorskip("latex2mathml")
+    assert "<msub><mi>m</mi><mn>1</mn></msub>" in FILLING.lesson(ran)
+    assert OUTPUTS.with_equations("costs 3 $ or less") == "costs 3 $ or less"
+
+
+def test_rows_of_a_failed_benchmark_are_shown_with_its_failure() -> None:
+    row = {"what": "a", "ratio": 0.5, "spread": None, "than": "b", "unit": "time", "note": ""}
+    one = {"command": "python x.py", "load": 1.0, "failed": "ended with code 1", "rows": [row]}
+    text = MEASURED._ratios("x", one)
+    assert "| a | 0.5 | b | time |  |" in text
+    assert "The benchmark ended with code 1" in text
+    assert "| a |" not in MEASURED._ratios("x", one, "other")
+    assert "has not been recorded" in MEASURED._ratios("x", None)

@@ -257,8 +257,8 @@ def test_trees_are_walked_as_scikit_learn_walks_them() -> None:
     from sklearn.ensemble import ExtraTreesRegressor
 
     x, context = data(500)
-    head = HEADS["trees"](2, N_CONTEXT)
-    assert isinstance(head, TreesHead)
+    plain = TreesConfig(n_trees=8, leaf_events=10, linear=False, frequencies=0, smoothing=0.3)
+    head = TreesHead(2, N_CONTEXT, plain)
     head.grow(x, context, seed=4)
     forest = ExtraTreesRegressor(8, min_samples_leaf=10, max_features=0.5, random_state=4)
     forest.fit(context.numpy(), x.numpy())
@@ -276,7 +276,8 @@ def test_trees_are_walked_as_scikit_learn_walks_them() -> None:
 def test_trees_count_members_by_their_weight() -> None:
     x, context = data(300, seed=2)
     weight = torch.randint(0, 4, (300,), generator=torch.Generator().manual_seed(3)).double()
-    head = TreesHead(2, N_CONTEXT, TreesConfig(n_trees=1, leaf_events=30, smoothing=1e-3))
+    plain = TreesConfig(n_trees=1, leaf_events=30, linear=False, smoothing=1e-3)
+    head = TreesHead(2, N_CONTEXT, plain)
     head.grow(x, context, weight=weight)
     kept, seen = x[weight > 0], context[weight > 0]
     tree = torch.zeros(len(seen), dtype=torch.int64)
@@ -289,6 +290,46 @@ def test_trees_count_members_by_their_weight() -> None:
     torch.testing.assert_close(found.double(), share, rtol=0, atol=0.01)
     density = head.log_prob(kept[inside].unsqueeze(1), context[:1])[:, 0].exp()
     torch.testing.assert_close(density.double() / density.double().sum(), share, rtol=1e-3, atol=0)
+
+
+def test_trees_take_out_what_is_linear() -> None:
+    """A shift of x that is linear in the features moves the draws by just that."""
+    x, context = data(400, seed=5)
+    slope = torch.tensor([[0.7, -0.4]]).expand(N_CONTEXT, 2)
+    heads = [TreesHead(2, N_CONTEXT, TreesConfig(n_trees=8, leaf_events=10)) for _ in range(2)]
+    heads[0].grow(x, context)
+    heads[1].grow(x + context @ slope, context)
+    new = data(20, seed=6)[1]
+    still, moved = (head.sample(new, 50) for head in heads)
+    # few events shrink the slopes a little
+    torch.testing.assert_close(moved, still + new @ slope, rtol=0, atol=0.15)
+
+
+def test_trees_split_where_only_the_width_changes() -> None:
+    generator = torch.Generator().manual_seed(8)
+    context = torch.rand(4000, 1, generator=generator)
+    wide = context > 0.5
+    x = torch.randn(4000, 1, generator=generator) * torch.where(wide, 1.0, 0.1)
+    head = TreesHead(1, 1, TreesConfig(n_trees=10, leaf_events=100, features_tried=1.0))
+    head.grow(x, context)
+    narrow, broad = head.sample(torch.tensor([[0.2], [0.8]]), 4000).std(dim=0).flatten()
+    assert float(broad) == pytest.approx(1.0, abs=0.15)
+    # the kernel is the same everywhere
+    assert float(narrow) < 0.35
+
+
+def test_trees_choose_the_smoothing_that_fits_left_out_events() -> None:
+    generator = torch.Generator().manual_seed(9)
+    context = torch.rand(2000, 1, generator=generator)
+    sharp = torch.randint(0, 2, (2000, 1), generator=generator) * 2.0 - 1
+    sharp = sharp + 0.02 * torch.randn(2000, 1, generator=generator)
+    smooth = torch.randn(2000, 1, generator=generator)
+    found = []
+    for x in (sharp, smooth):
+        head = TreesHead(1, 1, TreesConfig(n_trees=10, leaf_events=50, features_tried=1.0))
+        head.grow(x, context)
+        found.append(float(head.width))
+    assert found[0] < 0.1 < found[1]
 
 
 def test_trees_refuse_negative_weights() -> None:

@@ -1,8 +1,8 @@
 """Every family on problems with known posteriors, judged by a classifier two-sample test.
 
 The mean accuracy over three contexts of each problem must stay below 0.60 (0.5 is perfect), with
-2000 draws of each; where a family cannot reach that, `BEYOND` says so. The stated budgets are steps
-of 256 fresh pairs; the forest sees them at once.
+2000 draws of each. The stated budgets are steps of 256 fresh pairs; the forest sees them at once. A
+generator and critic need most steps: after 2000 they stand next to thin crescents, not on them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEADS: dict[str, Callable[[int, int, int], Head]] = {
     "vae": lambda T, C, w: VAEHead(T, C, VAEConfig(width=w, depth=2, latent_dim=4)),
     "gan": lambda T, C, w: GANHead(T, C, GANConfig(width=w, depth=2, latent_dim=4)),
     "trees": lambda T, C, w: TreesHead(
-        T, C, TreesConfig(n_trees=2 * w, leaf_events=40, features_tried=1.0)
+        T, C, TreesConfig(n_trees=w // 4, leaf_events=80, features_tried=1.0)
     ),
 }
 
@@ -56,7 +56,7 @@ def trained(name: str, problem: Problem, budget: Budget, width: int) -> Head:
     return train_head(head, problem, budget)
 
 
-QUICK = {"gan": 400, "trees": 320}
+QUICK = {"gan": 400, "trees": 160}
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -87,16 +87,7 @@ def test_a_broken_model_fails(broken: Problem, truth: Problem) -> None:
     assert distance(head, truth, n=1000) > LIMIT
 
 
-BUDGETS = {"gan": 2000, "mass_head": 2000, "trees": 600}
-
-# What these families do not reach, with the accuracy found: a generator and critic settle next to
-# thin crescents, not on them; a leaf of a forest is a box in the context, and its members are
-# smeared over shapes that are thinner than the box.
-BEYOND = {
-    ("gan", "two moons"): 0.65,  # found .615
-    ("trees", "two moons"): 0.92,  # found .889
-    ("trees", "2-D mixture"): 0.72,  # found .686
-}
+BUDGETS = {"gan": 3500, "mass_head": 2000, "trees": 600}
 
 
 @pytest.mark.slow
@@ -106,4 +97,4 @@ def test_known_posteriors(name: str, problem: Problem) -> None:
     budget = Budget(steps=BUDGETS.get(name, 1000), batch=BATCH)
     found = distance(trained(name, problem, budget, 128), problem)
     print(f"{name}, {problem.name}: {found:.3f}")
-    assert found <= BEYOND.get((name, problem.name), LIMIT)
+    assert found <= LIMIT

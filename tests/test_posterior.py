@@ -244,7 +244,7 @@ def test_without_truth_there_are_no_true_values(card: ProcessCard) -> None:
 class TruthWithNoise:
     """Stands for a trained model: draws are the true targets with seeded noise."""
 
-    name = "truth_with_noise"
+    name, device = "truth_with_noise", torch.device("cpu")
 
     def __init__(self, card: ProcessCard) -> None:
         self.card, self.target_names = card, card.target_names
@@ -266,7 +266,7 @@ def test_reconstruct_fills_truth_and_keeps_provenance(
     events = toy_events(12, seed=1)
     model = TruthWithNoise(card)
     posterior = reconstruct(model, events, n_samples=5, steps=7, seed=4)
-    assert model.asked == {"steps": 7, "solver": None, "seed": 4}
+    assert model.asked == {"steps": 7, "solver": None, "seed": 4, "batch_size": 2048}
     assert posterior.samples.shape == (5, 12, 8)
     torch.testing.assert_close(posterior.truth, events.targets())
     torch.testing.assert_close(posterior.true_masses(), events.masses)

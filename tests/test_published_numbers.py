@@ -132,3 +132,47 @@ def test_masses_with_background() -> None:
     assert said == pytest.approx([100 * value for value in own], abs=0.0501)
     said = quoted(r"comes out within ([\d.]+) GeV, m\(χ̃₂⁰\) often far too low \(68 % within (\d+)")
     assert said == pytest.approx([share["resolution"][1], share["resolution"][0]], abs=0.501)
+
+
+def test_line_and_second_process() -> None:
+    found = recorded("reconstruction")
+    number = r"([\d.]+) ± ([\d.]+)"
+    said = quoted(
+        rf"`cascade` finds m\(χ̃₁⁰\) within 30 GeV in {number} % with its window and `barman2025` "
+        rf"in {number} %: on the same events {number} points between the windows and {number} "
+    )
+    line = found["line"]
+    cells = [line["models"][name]["efficiency"]["chi10"]["window"]["30"]
+             for name in ("cascade", "barman2025")]  # fmt: skip
+    gains = line["differences"]["barman2025"]["chi10"]
+    numbers = [100 * cell[key] for cell in cells for key in ("value", "error")]
+    numbers += [*gains["window less window"], *gains["window less draw"]]
+    assert said == pytest.approx(numbers, abs=0.0501)
+    sure = line["models"]["cascade"]["self_consistency"]["chi10"]["30"]
+    said = quoted(rf"it predicts {number} %\.")
+    assert said == pytest.approx(
+        [100 * sure[k] for k in ("predicted", "predicted_error")], abs=0.06
+    )
+    said = quoted(rf"four minutes: {number} and {number} % within 30 GeV")
+    models = found["four_lepton"]["models"].values()
+    cells = [model["efficiency"]["chi10"]["window"]["30"] for model in models]
+    assert said == pytest.approx(
+        [100 * cell[key] for cell in cells for key in ("value", "error")], abs=0.0501
+    )
+    told = recorded("ceilings")["wino_lle"]["told"]
+    said = quoted(
+        r"told both finds (\d+) %, one that is told the pairing of the leptons alone (\d+) %"
+    )
+    cells = [told[name]["means"]["30"]["chi10"][0] for name in ("both", "origins")]
+    assert said == pytest.approx([100 * cell for cell in cells], abs=0.501)
+
+
+def test_jets_that_are_off_go_unnoticed() -> None:
+    points = recorded("generalisation")["points"]
+    shifts = [points[name]["numbers"]["100"] for name in ("jet_scale_up", "jet_scale_down")]
+    (percent,) = quoted(r"jets that are (\d+) % off go unnoticed even in 100 events")
+    assert percent == 3
+    assert max(shift["power"][0] - 2 * shift["power"][1] for shift in shifts) < 0.05
+    (most,) = quoted(r"while the masses move by up to (\d+) GeV")
+    off = [abs(bias[0]) for shift in shifts for bias in shift["bias"].values()]
+    assert most == pytest.approx(max(off), abs=1)

@@ -330,7 +330,10 @@ def test_events_without_truth_or_without_events(
         ({"max_steps": None}, "needs a budget: set max_minutes, max_epochs or max_steps"),
         ({"max_steps": 0}, "should be positive"),
         ({"batch_size": 0}, "'batch_size' should be positive, got 0"),
-        ({"precision": "half"}, "'precision' should be 'auto', 'bf16' or 'float32', got 'half'"),
+        (
+            {"precision": "half"},
+            "'precision' should be one of auto, bf16, tf32, float32, got 'half'",
+        ),
         ({"ema_decay": 1.0}, r"'ema_decay' should be in \[0, 1\)"),
         ({"seed": -1}, "'seed' should not be negative, got -1"),
     ],

@@ -133,8 +133,8 @@ class Reference:
             n_events=len(events),
         )
 
-    def pulls(self, events: Events, masses: Tensor) -> Tensor:
-        """Computes pulls and distance of events at masses ``(M,)``, shape ``(N, K + 1)``.
+    def values(self, events: Events) -> Tensor:
+        """Computes the observables of events, in the order of `names`, shape ``(N, K)``.
 
         Raises:
             InputError: If the events have other observables.
@@ -144,10 +144,18 @@ class Reference:
             raise InputError(
                 f"These events have other objects than the training sample: {', '.join(found)}."
             )
-        x = torch.stack([found[name] for name in self.names], dim=-1)
+        return torch.stack([found[name] for name in self.names], dim=-1)
+
+    def pulls(self, values: Tensor, masses: Tensor) -> Tensor:
+        """Computes pulls and distance of events at masses ``(M,)``, shape ``(N, K + 1)``.
+
+        Args:
+            values: Their observables, from `values`, shape ``(N, K)``.
+            masses: The masses [GeV].
+        """
         basis = _parabola(((masses.double() - self.middle) / self.half).unsqueeze(0))
         width = (basis @ self.log_width).exp().clamp_min(_LEAST_WIDTH)
-        pulls = (x - basis @ self.mean) / width
+        pulls = (values - basis @ self.mean) / width
         return torch.cat([pulls, _distance(pulls, self.precision)[:, None]], dim=1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -262,10 +270,21 @@ def novelty(reference: Reference, events: Events, masses: Tensor | Sequence[floa
     """
     if len(events) == 0:
         raise InputError("There are no events to compare with the training sample.")
+    return compared(reference, reference.values(events), masses)
+
+
+def compared(reference: Reference, values: Tensor, masses: Tensor | Sequence[float]) -> Novelty:
+    """Compares observables of events, as `Reference.values` gives them, with a training sample.
+
+    For many samples of the same events, whose observables are computed once; see `novelty`.
+
+    Raises:
+        InputError: If there are not as many masses as the reference has.
+    """
     at = torch.as_tensor(masses, dtype=torch.float64)
     if at.shape != (len(reference.masses),):
         raise unknown_name("set of masses", str(tuple(at.shape)), reference.masses)
-    pulls = reference.pulls(events, at)
+    pulls = reference.pulls(values, at)
     levels = torch.tensor(_LEVELS, dtype=torch.float64)
     p_values, shifts = {}, {}
     for i, name in enumerate((*reference.names, DISTANCE)):
@@ -279,7 +298,7 @@ def novelty(reference: Reference, events: Events, masses: Tensor | Sequence[floa
         p_values=p_values,
         shifts=shifts,
         far_events=tuple((pulls[:, -1] > far).nonzero()[:, 0].tolist()),
-        n_events=len(events),
+        n_events=len(values),
     )
 
 

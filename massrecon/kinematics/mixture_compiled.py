@@ -40,10 +40,11 @@ def compiled_posterior(
         mixture.outlier, mixture.scheme.names, mixture.options.kept, tuple(momenta), events.p4
     )
     choice = _choice(mixture)
+    numbers: dict[int, ChainNumbers] = {}  # of each chain, the same for any number of objects
 
     def work(group: tuple[Tensor, Plan, Objects]) -> None:
         rows, plan, objects = group
-        information = _information(mixture, plan, objects)
+        information = _information(mixture, plan, objects, numbers)
         chosen = _sum(information, plan, choice, rows, collector.posterior)
         carried = [mixture.momenta_of(node, plan, objects) for node in nodes]
         collector.carry(
@@ -67,15 +68,22 @@ def compiled_posterior(
     return found
 
 
-def _information(mixture: KinematicMixture, plan: Plan, objects: Objects) -> np.ndarray:
-    """Computes the information of all chains, one after the other, shape ``(N, E, rows)``."""
+def _information(
+    mixture: KinematicMixture, plan: Plan, objects: Objects, numbers: dict[int, ChainNumbers]
+) -> np.ndarray:
+    """Computes the information of all chains, one after the other, shape ``(N, E, rows)``.
+
+    The `numbers` of chains that are not there yet are added.
+    """
     m = len(mixture.scheme.names)
     shape = (len(objects.ptmiss_width), m * (m + 1) // 2 + m + 1, plan.n_configurations)
     out, first = np.empty(shape), 0
+    seen = _event_numbers(mixture, plan.builders[0], objects)
     for side, builder in enumerate(plan.builders):
-        event = _event_numbers(mixture, builder, objects)
-        tables, numbers = _tables(builder), _chain_numbers(mixture, side, builder)
-        kernel.chain_information(event, tables, numbers, m, first, out)
+        if side not in numbers:
+            numbers[side] = _chain_numbers(mixture, side, builder)
+        event = seen._replace(share=_shares(mixture, builder, objects)) if side else seen
+        kernel.chain_information(event, _tables(builder), numbers[side], m, first, out)
         first += builder.n_ways * len(builder.index)
     return out
 
@@ -91,20 +99,25 @@ def _event_numbers(
         if kind in builder.lossy:
             extra[at] = (mixture.extra[:, None, None] * objects.traits(at)).sum(0)
             lossy[at] = 1
-    legs = mixture.scheme.legs.invisible
-    places = [legs.index(leg) for leg in builder.solved]
-    share = [builder.fillings.momenta(place, objects.ptmiss) for place in places]
-    shape = (0, 2, 1, len(objects.ptmiss_width))
-    shares = torch.stack(share) if share else objects.p4.new_zeros(shape)
     return EventNumbers(
         p4=_array(objects.p4.permute(2, 1, 0)),
         variance=_array(variance.T),
         extra=_array(extra.T),
         lossy=_array(lossy),
-        share=_array(shares.permute(3, 0, 2, 1)),
+        share=_shares(mixture, builder, objects),
         ptmiss=_array(objects.ptmiss_width**2),
         cell=_array(builder.fillings.cell_width(objects.ptmiss).T ** 2),
     )
+
+
+def _shares(mixture: KinematicMixture, builder: ChainBuilder, objects: Objects) -> np.ndarray:
+    """Returns the share of ptmiss of each solved leg of a chain, shape ``(N, L, F, 2)``."""
+    legs = mixture.scheme.legs.invisible
+    places = [legs.index(leg) for leg in builder.solved]
+    share = [builder.fillings.momenta(place, objects.ptmiss) for place in places]
+    shape = (0, 2, 1, len(objects.ptmiss_width))
+    shares = torch.stack(share) if share else objects.p4.new_zeros(shape)
+    return _array(shares.permute(3, 0, 2, 1))
 
 
 def _chain_numbers(mixture: KinematicMixture, side: int, builder: ChainBuilder) -> ChainNumbers:

@@ -2,9 +2,11 @@
 
 Eight tokens enter: the lepton, two photons and four leading jets as (px, py, pz, E), and one
 token of summary observables. Behind the encoder layers every token passes the same two-layer MLP;
-the mean over the tokens that are present is the context of the event. A denoiser learns to predict
-the noise in (px, py, pz, m) of the two new particles, given the context and the time step, with
-the plain mean square of the noise error as its loss.
+the mean over the tokens that are present is the context of the event. For a card with four leptons
+and no photons, the second process of the publication, the tokens are the leptons and one of missing
+energy, distances of the leptons and their angles to ptmiss. A denoiser learns to predict the noise
+in (px, py, pz, m) of the two new particles, given the context and the time step, with the plain
+mean square of the noise error as its loss.
 
 Where the publication is silent, this is our choice: one linear embedding per kind of object (so
 that a photon differs from a jet, and like objects stay interchangeable), normalisation in front
@@ -39,6 +41,9 @@ from massrecon.models.samplers import SOLVERS, NoiseLevels, Watch, count_levels,
 
 OBJECT_COUNTS = {"lepton": 1, "photon": 2, "jet": 4}
 """How many leading objects of each kind the published network reads."""
+
+FOUR_LEPTONS = {"lepton": 4}
+"""The same for the second process of the publication, whose events need not have jets."""
 
 # Runge-Kutta steps of the density
 _DENSITY_STEPS = 60
@@ -94,6 +99,12 @@ class Barman2025Config:
             )
 
 
+def counts_of(card: ProcessCard) -> dict[str, int]:
+    """Returns which of the two published sets of objects is read from a card's events."""
+    four = card.slot_kinds.count("lepton") >= FOUR_LEPTONS["lepton"]
+    return FOUR_LEPTONS if four and "photon" not in card.slot_kinds else OBJECT_COUNTS
+
+
 class Barman2025(MassModel):
     """The diffusion model of arXiv:2507.20869."""
 
@@ -115,12 +126,15 @@ class Barman2025(MassModel):
     def __init__(self, card: ProcessCard, config: Barman2025Config) -> None:
         super().__init__(card, config)
         dim, n_targets = config.dim, len(self.target_names)
-        self._slots = features.leading_slots(card, OBJECT_COUNTS, self.name)
+        self._counts = counts_of(card)
+        self._four = self._counts == FOUR_LEPTONS
+        n_extra = len(features.FOUR_LEPTON_NAMES if self._four else features.EXTRA_NAMES)
+        self._slots = features.leading_slots(card, self._counts, self.name)
         self.momentum_scaling = features.Scaling(4)
-        self.extra_scaling = features.Scaling(len(features.EXTRA_NAMES))
+        self.extra_scaling = features.Scaling(n_extra)
         self.target_scaling = features.Scaling(n_targets)
-        self.embed = nn.ModuleDict({kind: nn.Linear(4, dim) for kind in OBJECT_COUNTS})
-        self.embed_extra = nn.Linear(len(features.EXTRA_NAMES), dim)
+        self.embed = nn.ModuleDict({kind: nn.Linear(4, dim) for kind in self._counts})
+        self.embed_extra = nn.Linear(n_extra, dim)
         self.encoder = TransformerEncoder(dim, config.heads, config.layers, config.token_hidden)
         self.token_mlp = token_mlp(dim, config.token_hidden)
         self.denoiser = Denoiser(n_targets, dim, config.denoiser_hidden, config.denoiser_layers)
@@ -132,18 +146,26 @@ class Barman2025(MassModel):
         return cls(card, Barman2025Config(**config))
 
     def prepare(self, events: Events) -> Prepared:
-        """Computes ``objects`` (N, 7, 4), ``present`` (N, 7), ``extra`` (N, 8), ``targets``."""
+        """Computes ``objects`` (N, 7, 4), ``present`` (N, 7), ``extra`` (N, 8), ``targets``.
+
+        With four leptons they are (N, 4, 4), (N, 4) and (N, 11).
+        """
         self.check_card(events)
         events = events.to("cpu")
         kinds = [features.objects(events, slots) for slots in self._slots.values()]
         prepared = {
             "objects": torch.cat([p4 for p4, _ in kinds], dim=1).float(),
             "present": torch.cat([present for _, present in kinds], dim=1),
-            "extra": features.extra_observables(*kinds, ptmiss=events.ptmiss).float(),
+            "extra": self._extra(kinds, events.ptmiss).float(),
         }
         if events.has_targets:
             prepared["targets"] = events.targets().float()
         return prepared
+
+    def _extra(self, kinds: list[tuple[Tensor, Tensor]], ptmiss: Tensor) -> Tensor:
+        if self._four:
+            return features.four_lepton_observables(*kinds, ptmiss=ptmiss)
+        return features.extra_observables(*kinds, ptmiss=ptmiss)
 
     def fit_scaling(self, events: Events) -> None:
         """Sets the scaling of inputs and targets from the training events."""
@@ -161,8 +183,8 @@ class Barman2025(MassModel):
     def encode(self, batch: Prepared) -> Tensor:
         """Computes the context of each event of a prepared batch, shape ``(N, dim)``."""
         scaled = self.momentum_scaling(batch["objects"])
-        groups = scaled.split(list(OBJECT_COUNTS.values()), dim=1)
-        tokens = [self.embed[kind](g) for kind, g in zip(OBJECT_COUNTS, groups, strict=True)]
+        groups = scaled.split(list(self._counts.values()), dim=1)
+        tokens = [self.embed[kind](g) for kind, g in zip(self._counts, groups, strict=True)]
         tokens.append(self.embed_extra(self.extra_scaling(batch["extra"])).unsqueeze(1))
         present = functional.pad(batch["present"], (0, 1), value=True)
         encoded = self.token_mlp(self.encoder(torch.cat(tokens, dim=1), present))

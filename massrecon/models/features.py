@@ -7,6 +7,7 @@ both symmetries.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -28,6 +29,15 @@ EXTRA_NAMES = (
     "sum_pt_jets",
 )
 """The summary observables of `extra_observables`, in order."""
+
+_LEPTON_PAIRS = tuple(itertools.combinations(range(4), 2))
+
+FOUR_LEPTON_NAMES = (
+    "met",
+    *(f"delta_r_lepton{i + 1}_lepton{j + 1}" for i, j in _LEPTON_PAIRS),
+    *(f"delta_phi_lepton{i + 1}_ptmiss" for i in range(4)),
+)
+"""The summary observables of `four_lepton_observables`, in order."""
 
 
 def leading_slots(card: ProcessCard, counts: dict[str, int], model: str) -> dict[str, list[int]]:
@@ -83,6 +93,28 @@ def extra_observables(
     distances = [d for first, second in pairs for d in _delta_r_range(first, second)]
     sum_pt = (fv.pt(jets[0]) * jets[1]).sum(dim=-1)
     return torch.stack([met, *distances, sum_pt], dim=-1)
+
+
+def four_lepton_observables(leptons: tuple[Tensor, Tensor], ptmiss: Tensor) -> Tensor:
+    """Computes the eleven summary observables named in `FOUR_LEPTON_NAMES`.
+
+    Args:
+        leptons: Momenta (px, py, pz, E) [GeV], shape ``(N, 4, 4)``, and presence ``(N, 4)``.
+        ptmiss: Missing transverse momentum [GeV], shape ``(N, 2)``.
+
+    Returns:
+        Missing energy [GeV], Delta R of each pair of leptons, and the angle of each lepton to the
+        missing momentum between 0 and pi [rad]; shape ``(N, 11)``. What belongs to an absent
+        lepton is 0.
+    """
+    p4, present = leptons
+    first, second = (list(ends) for ends in zip(*_LEPTON_PAIRS, strict=True))
+    distance = fv.delta_r(p4[:, first], p4[:, second])
+    distance = torch.where(present[:, first] & present[:, second], distance, 0.0)
+    azimuth = torch.atan2(ptmiss[:, 1], ptmiss[:, 0]).unsqueeze(1)
+    angle = torch.where(present, fv.delta_phi(fv.phi(p4), azimuth).abs(), 0.0)
+    met = torch.linalg.vector_norm(ptmiss, dim=-1, keepdim=True)
+    return torch.cat([met, distance, angle], dim=-1)
 
 
 def _delta_r_range(

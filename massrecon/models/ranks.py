@@ -121,7 +121,7 @@ def together(rank: Rank, folder: Path, device: str) -> Iterator[None]:
     """Connects this process with the others while the block runs."""
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with _environment({"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", _LOOPBACK)}):
-        store = dist.FileStore(  # pyright: ignore[reportPrivateImportUsage]
+        store = dist.FileStore(  # pyright: ignore[reportPrivateImportUsage]  documented
             str(folder / _MEETING), rank.world
         )
         dist.init_process_group(

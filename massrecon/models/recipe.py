@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from massrecon.errors import InputError
+from massrecon.models.devices import Compilation
 from massrecon.provenance import write_json
 
 # share of the steps after which the first validation comes
 _EARLY = 0.03
 _ROUNDING = 1e-9
+_CHOICES = {
+    "precision": ("auto", "bf16", "tf32", "float32"),
+    "compile": ("none", "kernels", "graphs"),
+    "clock": ("wall", "processor"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,11 @@ class TrainingConfig:
         gradient_clip: Largest norm of the gradient.
         ema_decay: Decay per step of the exponential average of the weights, less at the start.
         augment: Whether to apply random symmetries of the collision to the training events.
-        precision: ``"auto"`` is bfloat16 where the device has it natively, else float32.
+        precision: ``"auto"`` is bfloat16 where the device has it natively, else float32;
+            ``"tf32"`` is float32 with the faster matrix products of CUDA devices.
+        compile: What `torch.compile` does: ``"none"``; ``"kernels"``, which takes a minute or more
+            at the start (of the budget, too) and a C++ compiler; ``"graphs"``, on CUDA alone, which
+            also records CUDA graphs, for small networks. It changes the rounding.
         rounds: Number of validations, evenly spread; one more comes early. There are fewer if they
             would take more than a quarter of `max_minutes`.
         patience: Stop after so many rounds without a better validation loss; None never stops.
@@ -63,7 +73,8 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     ema_decay: float = 0.995
     augment: bool = True
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Literal["auto", "bf16", "tf32", "float32"] = "auto"
+    compile: Compilation = "none"
     rounds: int = 20
     patience: int | None = None
     metric_events: int = 256
@@ -84,12 +95,9 @@ class TrainingConfig:
         ):
             if getattr(self, name) <= 0:
                 raise InputError(f"'{name}' should be positive, got {getattr(self, name)}.")
-        if self.precision not in ("auto", "bf16", "float32"):
-            raise InputError(
-                f"'precision' should be 'auto', 'bf16' or 'float32', got '{self.precision}'."
-            )
-        if self.clock not in ("wall", "processor"):
-            raise InputError(f"'clock' should be 'wall' or 'processor', got '{self.clock}'.")
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"'{name}' should be one of {', '.join(known)}, got '{value}'.")
         if self.processes > 1 and self.clock == "processor":
             raise InputError("'clock' should be 'wall' where several processes share a training.")
         if self.processes > self.batch_size:
@@ -104,7 +112,11 @@ class TrainingConfig:
 
     def facts(self) -> dict[str, Any]:
         """Returns what decides the outcome; settings of scale only where they are not the usual."""
-        usual = {"processes": 1, "shuffle_events": type(self).shuffle_events}
+        usual = {
+            "processes": 1,
+            "shuffle_events": type(self).shuffle_events,
+            "compile": "none",
+        }
         return {k: v for k, v in dataclasses.asdict(self).items() if usual.get(k) != v}
 
     def now(self) -> float:

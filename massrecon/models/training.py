@@ -39,7 +39,14 @@ from massrecon.models.checkpoint import (
     fingerprint_of,
     identity_of,
 )
-from massrecon.models.devices import chosen_device, use_bf16
+from massrecon.models.devices import (
+    check_compilation,
+    chosen_device,
+    compiled,
+    eagerly,
+    matrix_products,
+    use_bf16,
+)
 from massrecon.models.planning import RESERVE, make_plan, most_steps
 from massrecon.models.ranks import Rank, check_processes, others_started, together
 from massrecon.models.recipe import Plan, TrainingConfig, TrainingHistory, learning_rate
@@ -91,6 +98,7 @@ def train(
     if len(train_events) == 0 or len(validation_events) == 0:
         raise InputError("Training needs events for training and for validation: one is empty.")
     device = chosen_device(config.accelerator)
+    check_compilation(config.compile, device)
     check_processes(config.processes, device, min(len(train_events), len(validation_events)))
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     data, fingerprint = training_data(model, train_events, config)
@@ -191,13 +199,16 @@ class _Task(pl.LightningModule):
         generator = numbered_generator(self.device, self.config.seed, stream, step)
         if self.config.augment:
             events = self.model.augment(events, generator)
+        if self.config.compile == "graphs":  # what the last step left behind may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()
         return share * self.model.loss_prepared(events, generator)
 
     def validation_step(self, batch: tuple[int, Prepared], batch_idx: int = 0) -> None:
         """Adds the loss of a chunk, with the same noise each time, to those of the others."""
         number, events = batch
         generator = numbered_generator(self.device, self.config.seed, "validation", number)
-        loss = self.model.validation_loss_prepared(events, generator)
+        with eagerly(self.config.compile):
+            loss = self.model.validation_loss_prepared(events, generator)
         self.validation_losses.append((loss, length_of(events)))
 
     def pop_validation_losses(self) -> tuple[float, int]:
@@ -291,7 +302,8 @@ class _Rounds(pl.Callback):
             state.best_loss, state.best_step = validation_loss, state.step
             state.rounds_since_best = 0
             state.best_weights = _to_cpu(pl_module.model.state_dict())
-        metrics = self.check.measure(pl_module.model)
+        with eagerly(self.config.compile):
+            metrics = self.check.measure(pl_module.model)
         self._record(train_loss, validation_loss, metrics)
 
     def _record(self, train_loss: float, validation_loss: float, metrics: dict[str, float]) -> None:
@@ -367,7 +379,7 @@ class _Rounds(pl.Callback):
 class _Environment(LightningEnvironment):
     """Tells Lightning which of the processes this is; they have been started already."""
 
-    creates_processes_externally = True  # type: ignore[assignment]
+    creates_processes_externally = True  # type: ignore[assignment]  a property there
 
     def __init__(self, rank: Rank) -> None:
         super().__init__()
@@ -426,7 +438,8 @@ def _run(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(task, batches, check.chunks(config, task.rank))
+        with compiled(task.model, config.compile), matrix_products(config.precision, device):
+            trainer.fit(task, batches, check.chunks(config, task.rank))
 
 
 def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

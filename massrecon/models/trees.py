@@ -1,16 +1,24 @@
 r"""A forest of regression trees that keeps whole distributions: the `trees` family.
 
-Every leaf of a tree holds the training events that fell into it. The posterior of a new event is
-the mixture of those in the leaves that it reaches, over all trees, each smoothed by a Gaussian:
+What is linear in the features is taken out first, x = B c + b + r. Every leaf of a tree holds the
+residuals r_i of the training events that fell into it. The posterior of a new event is the mixture
+of those in the leaves that it reaches, over all trees, each smoothed by a Gaussian:
 
-    p(x | c) = mean over trees, mean over members i of the leaf of c,  N(x; x_i, h^2).
+    p(x | c) = mean over trees, mean over members i of the leaf of c,  N(x - B c - b; r_i, h^2).
+
+A split is chosen such that the distributions of r on both sides differ most, not only their means:
+the trees regress cos(w r) and sin(w r) for random frequencies w, whose variance within a node is
+the mean squared distance of its events under a Gaussian kernel. The width h is the one under which
+training events are most probable, each left out in turn.
 
 Where events have weights, splits and both means are weighted. So a single forest gives the joint
 density of all targets, exactly, and a draw walks down one tree. scikit-learn grows the trees; they
 are stored as plain arrays and walked here, so that nothing needs unpickling.
 
 References:
-    N. Meinshausen, J. Mach. Learn. Res. 7 (2006) 983 (quantile regression forests).
+    N. Meinshausen, J. Mach. Learn. Res. 7 (2006) 983 (quantile regression forests); D. Cevid et
+    al., J. Mach. Learn. Res. 23 (2022) 333 (splits by distributions); H. Zhang, D. Nettleton and
+    Z. Zhu, arXiv:1904.10416 (forests of residuals).
 """
 
 from __future__ import annotations
@@ -41,8 +49,10 @@ from massrecon.models.recipe import TrainingConfig, TrainingHistory
 
 _ARRAYS = (
     *("feature", "threshold", "left", "right", "start", "count", "members"),
-    *("values", "weight", "width"),
+    *("values", "weight", "width", "slope", "offset"),
 )
+_SMOOTHINGS = torch.logspace(-2, 0, 9)
+_LEFT_OUT = 200  # training events that choose one of these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +63,30 @@ class TreesConfig:
         n_trees: Number of trees.
         leaf_events: Fewest training events in a leaf.
         features_tried: Share of the features that each split chooses from.
-        smoothing: Width of the Gaussians, in units of the spread inside a leaf.
+        linear: Whether to take out first what is linear in the features. Leave that out for a
+            target with hard ends, such as a cosine: draws would be shifted beyond them.
+        frequencies: Number of random frequencies with which splits compare distributions; with 0
+            they compare means.
+        smoothing: Width of the Gaussians, in units of the spread inside a leaf; by default the one
+            that fits left-out events best.
     """
 
     n_trees: int = 200
     leaf_events: int = 20
     features_tried: float = 0.5
-    smoothing: float = 0.3
+    linear: bool = True
+    frequencies: int = 8
+    smoothing: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_trees", "leaf_events"):
             if getattr(self, name) < 1:
                 raise InputError(f"'{name}' should be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.features_tried <= 1 or self.smoothing <= 0:
-            raise InputError("Expected 0 < features_tried <= 1 and smoothing > 0.")
+        smoothing = 1.0 if self.smoothing is None else self.smoothing
+        if not 0 < self.features_tried <= 1 or smoothing <= 0 or self.frequencies < 0:
+            raise InputError(
+                "Expected 0 < features_tried <= 1, smoothing > 0 and frequencies >= 0."
+            )
 
 
 class TreesHead(Head):
@@ -80,9 +100,11 @@ class TreesHead(Head):
         start: Where the members of a leaf begin in `members`.
         count: How many they are.
         members: Numbers of training events, leaf by leaf, shape ``(K, N)``.
-        values: Training values, shape ``(N, T)``.
+        values: Residuals of the training events, shape ``(N, T)``.
         weight: Weights of the training events, one on average, shape ``(N,)``.
         width: Width of the Gaussians, shape ``(T,)``.
+        slope: What is linear in the features, shape ``(C, T)``.
+        offset: Its constant, shape ``(T,)``.
     """
 
     family = "trees"
@@ -97,6 +119,8 @@ class TreesHead(Head):
     values: Tensor
     weight: Tensor
     width: Tensor
+    slope: Tensor
+    offset: Tensor
     cumulative: Tensor
 
     def __init__(self, n_targets: int, context_dim: int, config: TreesConfig) -> None:
@@ -127,8 +151,9 @@ class TreesHead(Head):
             max_features=config.features_tried,
             random_state=seed,
         )
-        target = x.numpy() if x.shape[1] > 1 else x[:, 0].numpy()
-        forest.fit(context.numpy(), target, weight.numpy())
+        self.slope, self.offset = _linear_part(x, context, weight, config.linear)
+        residual = x - self._expected(context)
+        forest.fit(context.numpy(), _compared(residual, config.frequencies, seed), weight.numpy())
         leaves = forest.apply(context.numpy()).T
         trees = [_tree_arrays(tree.tree_, leaf) for tree, leaf in zip(forest, leaves, strict=True)]
         nodes = max(len(tree["feature"]) for tree in trees)
@@ -136,9 +161,15 @@ class TreesHead(Head):
             size = len(x) if name == "members" else nodes
             padded = [np.pad(tree[name], (0, size - len(tree[name]))) for tree in trees]
             setattr(self, name, torch.as_tensor(np.stack(padded)))
-        self.values, self.weight = x.clone(), weight
+        self.values, self.weight = residual, weight
         self._add_up_weights()
-        self.width = config.smoothing * self._spread_in_leaves()
+        self.width = self._spread_in_leaves()
+        self.width = self.width * (config.smoothing or self._best_smoothing(context))
+
+    def _expected(self, context: Tensor) -> Tensor:
+        """Computes what is linear in the features ``(..., C)``, shape ``(..., T)``."""
+        # summed exactly enough not to depend on how the events are cut into batches
+        return (context.double() @ self.slope.double() + self.offset.double()).float()
 
     def _add_up_weights(self) -> None:
         weight = nn.functional.pad(self.weight[self.members.long()].double(), (1, 0))
@@ -164,6 +195,36 @@ class TreesHead(Head):
             mean = sums[:, :-1] / sums[:, -1:]
             total += (weight * (values - mean[number]).square()).sum(dim=0) / weight.sum()
         return (total / len(self.members)).sqrt().clamp_min(1e-3).float()
+
+    def _best_smoothing(self, context: Tensor) -> float:
+        """Returns the width under which training events, left out one by one, are most probable."""
+        rows = torch.arange(0, len(context), math.ceil(len(context) / _LEFT_OUT))
+        smoothing = _SMOOTHINGS.reshape(-1, 1, 1)
+        total = torch.full((len(smoothing), len(rows)), -math.inf)
+        for number in range(len(self.feature)):
+            member, weight = self._members(number, context[rows])
+            weight = torch.where(member == rows.unsqueeze(1), 0.0, weight)
+            share = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-30)
+            off = (self.values[rows].unsqueeze(1) - self.values[member]) / self.width
+            log_p = -0.5 * (off.square().sum(dim=-1) / smoothing.square()) + share.log()
+            total = torch.logaddexp(total, log_p.logsumexp(dim=-1))
+        total = total - self.n_targets * smoothing.log().squeeze(-1)
+        total = total[:, total.isfinite().all(dim=0)]  # with a neighbour in some tree
+        return float(_SMOOTHINGS[total.sum(dim=1).argmax()]) if total.numel() else 1.0
+
+    def _members(self, number: int, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Lists the training events in the leaves of contexts ``(N, C)`` in a numbered tree.
+
+        Returns:
+            Their numbers and weights, zero where a leaf has fewer than the largest, ``(N, m)``.
+        """
+        node = self.leaves(context, torch.full(context.shape[:1], number, device=context.device))
+        start, count = self.start[number, node], self.count[number, node]
+        place = torch.arange(int(count.max()), device=context.device)
+        there = place < count.unsqueeze(-1)
+        place = (start.unsqueeze(-1) + place).clamp_max(self.members.shape[1] - 1)
+        member = self.members[number, place.long()].long()
+        return member, torch.where(there, self.weight[member], 0.0)
 
     def loss(self, x: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
         """Computes the negative log-density, ``(N,)``; it has no gradient."""
@@ -195,23 +256,15 @@ class TreesHead(Head):
         # `cumulative` has one place more for each tree than `members`
         member = reached.clamp(first + 1, last) - 1 - tree
         values = self.values[self.members.flatten()[member].long()]
-        return values + self.width * draws.normal(1, self.n_targets)
+        return self._expected(context) + values + self.width * draws.normal(1, self.n_targets)
 
     def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
         """Adds up the trees one by one: the memory does not grow with their number."""
-        total = x.new_full(x.shape[:-1], -math.inf)
+        total, residual = x.new_full(x.shape[:-1], -math.inf), x - self._expected(context)
         for number in range(len(self.feature)):
-            tree = torch.full(context.shape[:1], number, device=x.device)
-            node = self.leaves(context, tree)
-            start, count = self.start[number, node], self.count[number, node]
-            first, last = self._ends_of_leaves(tree, node)
-            whole = self.cumulative[last] - self.cumulative[first]
-            place = torch.arange(int(count.max()), device=x.device)
-            there = place < count.unsqueeze(-1)
-            place = (start.unsqueeze(-1) + place).clamp_max(self.members.shape[1] - 1)
-            member = self.members[number, place.long()].long()
-            share = torch.where(there, self.weight[member] / whole.unsqueeze(-1), 0.0).to(x)
-            log_p = normal_log_prob((x.unsqueeze(-2) - self.values[member]) / self.width)
+            member, weight = self._members(number, context)
+            share = weight / weight.sum(dim=1, keepdim=True)
+            log_p = normal_log_prob((residual.unsqueeze(-2) - self.values[member]) / self.width)
             total = torch.logaddexp(total, (log_p + share.log()).logsumexp(dim=-1))
         return total - math.log(len(self.feature)) - self.width.log().sum()
 
@@ -220,7 +273,7 @@ class TreesHead(Head):
         for name in _ARRAYS:
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.zeros_like(saved))
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]  of torch, private
         if self.members.numel():
             self._add_up_weights()
 
@@ -238,6 +291,41 @@ def _weighted_pairs(
         )
     kept = weight > 0
     return x[kept], context[kept], (weight[kept] / weight[kept].mean()).float()
+
+
+def _linear_part(x: Tensor, context: Tensor, weight: Tensor, fit: bool) -> tuple[Tensor, Tensor]:
+    """Fits x by features linearly, with slopes shrunk as much as few events need.
+
+    Returns:
+        Slope ``(C, T)`` and offset ``(T,)``; zero unless `fit`.
+    """
+    if not fit:
+        return torch.zeros(context.shape[1], x.shape[1]), torch.zeros(x.shape[1])
+    share = (weight / weight.sum()).double().unsqueeze(1)
+    seen, truth = context.double(), x.double()
+    middle, centre = (share * seen).sum(dim=0), (share * truth).sum(dim=0)
+    spread = (share * (seen - middle).square()).sum(dim=0).sqrt()
+    scaled = (seen - middle) / spread.clamp_min(1e-9)
+    ridge = torch.eye(seen.shape[1], dtype=torch.float64) * seen.shape[1] / len(seen)
+    slope = torch.linalg.solve(scaled.T @ (share * scaled) + ridge, scaled.T @ (share * truth))
+    slope = slope / spread.clamp_min(1e-9).unsqueeze(1)
+    # one layout in memory, so that a saved forest draws the same to the last bit
+    return slope.float().contiguous(), (centre - middle @ slope).float()
+
+
+def _compared(residual: Tensor, frequencies: int, seed: int) -> np.ndarray:
+    """Computes what the splits compare the means of: cos and sin of random phases, or residuals.
+
+    The kernel is half as wide as the median distance of two events.
+    """
+    if not frequencies:
+        return residual.numpy() if residual.shape[1] > 1 else residual[:, 0].numpy()
+    generator = torch.Generator().manual_seed(seed)
+    scaled = residual / residual.std(dim=0, correction=0).clamp_min(1e-6)
+    other = scaled[torch.randperm(len(scaled), generator=generator)]
+    width = 0.5 * float((scaled - other).norm(dim=1).median().clamp_min(1e-6))
+    phase = scaled @ torch.randn(residual.shape[1], frequencies, generator=generator) / width
+    return torch.cat([phase.cos(), phase.sin()], dim=1).numpy()
 
 
 def _tree_arrays(tree: Any, leaf: np.ndarray) -> dict[str, np.ndarray]:

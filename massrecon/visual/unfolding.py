@@ -53,7 +53,8 @@ def unfolded_distributions(
         for number, (name, result) in enumerate(results.items()):
             _add_result(figure, column, number, name, result, iteration, truth, len(results))
         count = range(len(next(iter(results.values())).share))[iteration]
-        title = "unfolded once" if count == 0 else f"after {count} iterations of the prior"
+        word = "iteration" if count == 1 else "iterations"
+        title = "unfolded once" if count == 0 else f"after {count} {word} of the prior"
         figure.add_annotation(
             text=title, row=1, col=column, xref="x domain", yref="y domain", x=0.5, y=1.0,
             yanchor="bottom", showarrow=False,
@@ -152,10 +153,11 @@ def bias_by_iteration(
     figure.add_hline(y=0, line={"color": BLACK, "width": 1})
     count = max(len(result.share) for result in results.values())
     figure.update_xaxes(
-        title_text="iterations of the prior", tickvals=list(range(-1, count)),
+        title_text=f"iterations of the prior, for the mean of {label}",
+        tickvals=list(range(-1, count)),
         ticktext=["training", *map(str, range(count))],
     )  # fmt: skip
-    figure.update_yaxes(title_text=f"mean of {label}: unfolded − true")
+    figure.update_yaxes(title_text="unfolded − true mean")
     figure.update_layout(legend={**LEGEND_ABOVE, "y": 1.02})
     caption = (
         "Difference between unfolded and true mean after each iteration, and (open) between the "

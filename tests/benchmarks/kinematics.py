@@ -19,6 +19,7 @@ from collections.abc import Callable
 import mt2 as reference
 import numpy as np
 import torch
+from rows import ratio_of, row
 from torch import Tensor
 
 from massrecon.kinematics import constrained_kernel, transverse_torch
@@ -46,13 +47,25 @@ def events(sample: str, n: int) -> tuple[Tensor, ...]:
 
 def microseconds(work: Callable[[], object], n: int, repeats: int = 5) -> float:
     """Returns the shortest processor time per event, after one call to warm up."""
+    return min(every_microseconds(work, n, repeats))
+
+
+def every_microseconds(work: Callable[[], object], n: int, repeats: int = 5) -> list[float]:
+    """Returns the processor time per event of each repeat, after one call to warm up."""
     work()
     times = []
     for _ in range(repeats):
         start = time.process_time()
         work()
-        times.append(time.process_time() - start)
-    return min(times) / n * 1e6
+        times.append((time.process_time() - start) / n * 1e6)
+    return times
+
+
+def report(what: str, times: list[float], peer_times: list[float]) -> None:
+    """Hands over a row, with the shortest time of each."""
+    _, spread = ratio_of(times, peer_times)
+    row(what, min(times) / min(peer_times), f"MT2 of the mt2 package {reference.__version__}",
+        spread=spread, note=f"{min(times):.2f} us for each event")  # fmt: skip
 
 
 def peer(visible_a: Tensor, visible_b: Tensor, ptmiss: Tensor, mu: float) -> Callable[[], object]:
@@ -71,18 +84,19 @@ def compare(sample: str, n: int, compile_torch: bool) -> None:
     mu = SAMPLES[sample][2]
     visible = {"ab": (upper_a + lower_a, upper_b + lower_b), "b": (lower_a, lower_b)}
     for name, pair in visible.items():
-        base = microseconds(peer(*pair, ptmiss, mu), n)
+        peers = every_microseconds(peer(*pair, ptmiss, mu), n)
+        base, where = min(peers), f"{sample} ({name})"
         print(f"{sample} ({name}): mt2 package {base:.2f} us per event")
         for backend in ("numba", "torch"):
-            t = microseconds(lambda p=pair, b=backend: mt2(*p, ptmiss, mu, backend=b), n)
-            print(f"  MT2  {backend}: {t:.2f} us, {t / base:.2f} times the mt2 package")
+            times = every_microseconds(lambda p=pair, b=backend: mt2(*p, ptmiss, mu, backend=b), n)
+            report(f"MT2, {where}, {backend}", times, peers)
         if compile_torch:
             t = compiled_newton(pair, ptmiss, mu, n)
             print(f"  MT2  torch, compiled: {t:.2f} us, {t / base:.2f} times")
         chain = (upper_a, lower_a, upper_b, lower_b, ptmiss, mu, name)
         for backend, repeats in (("numba", 5), ("torch", 1)):
-            t = microseconds(lambda c=chain, b=backend: m2_cc(*c, backend=b), n, repeats)
-            print(f"  M2CC {backend}: {t:.2f} us, {t / base:.2f} times the mt2 package")
+            times = every_microseconds(lambda c=chain, b=backend: m2_cc(*c, backend=b), n, repeats)
+            report(f"M2CC, {where}, {backend}", times, peers)
         if compile_torch:
             t = compiled_m2(chain, n)
             print(f"  M2CC torch, compiled: {t:.2f} us, {t / base:.2f} times the mt2 package")
@@ -142,10 +156,11 @@ def scaling(largest: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=1_000_000, help="largest batch to scale to")
+    parser.add_argument("--batch", type=int, default=BATCH, help="events to compare on")
     parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", RuntimeWarning)
     torch.set_num_threads(1)
     for kind in SAMPLES:
-        compare(kind, BATCH, arguments.compiled)
+        compare(kind, arguments.batch, arguments.compiled)
     scaling(arguments.events)

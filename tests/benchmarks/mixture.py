@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import row
 
 from massrecon.events.container import Events
 from massrecon.events.generator import simulate
@@ -77,7 +78,7 @@ def run_ours(mixture: KinematicMixture, events: DetectedEvents, backend: Backend
     found.marginal("chi20").density(torch.arange(392.5, 660.0, 5.0))
 
 
-def report_speed(mixture: KinematicMixture, events: DetectedEvents) -> None:
+def report_speed(mixture: KinematicMixture, events: DetectedEvents, parameters: str) -> None:
     """Prints times per event, and their ratio to the reference on the first of the events.
 
     On one thread it is processor time; on all cores it is time on the clock, which only means
@@ -93,6 +94,7 @@ def report_speed(mixture: KinematicMixture, events: DetectedEvents) -> None:
     if solve:
         run_reference(solve, few)
     backends: tuple[Backend, ...] = ("numba", "torch")
+    alone: dict[str, float] = {}
     for backend in backends:
         run_ours(mixture, few, backend)
         for label, (threads, clock) in clocks.items():
@@ -100,12 +102,20 @@ def report_speed(mixture: KinematicMixture, events: DetectedEvents) -> None:
             work = partial(run_ours, mixture, events, backend)
             ours = seconds(work, clock) / len(events)
             torch.set_num_threads(1)
+            if threads == 1:
+                alone[backend] = ours
             text = f"{backend}, {label}: {1e3 * ours:.4f} ms per event ({len(events)} events)"
             if solve:
                 whole = partial(run_reference, solve, first)
                 reference = seconds(whole, clock) / len(first)
                 text += f", reference {1e3 * reference:.3f} ms: {reference / ours:.1f} times faster"
             print(text, flush=True)
+    row(
+        f"kinematic mixture, {parameters} parameters, compiled",
+        alone["numba"] / alone["torch"],
+        "the same in torch",
+        note=f"{1e3 * alone['numba']:.2f} ms for each event",
+    )
 
 
 def report_quality(name: str, events: Events, fit: MixtureFit) -> None:
@@ -140,9 +150,10 @@ def main() -> None:
         )
         if name == "plane":
             for fitted in (True, False):
-                print("fitted parameters:" if fitted else "start parameters:")
+                parameters = "fitted" if fitted else "start"
+                print(f"{parameters} parameters:")
                 mixture = mixture_for(events.card, REGIONS[name], fitted=fitted)
-                report_speed(mixture, detected(events))
+                report_speed(mixture, detected(events), parameters)
         if options.fit:
             report_quality(name, events, MixtureFit(epochs=options.epochs))
 

@@ -13,11 +13,11 @@ import math
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rows import in_turns, ratio_of, row
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,19 +55,9 @@ HEADS: dict[str, Callable[[int, int], Head]] = {
 }
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Returns the processor time of one call."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def interleaved(*works: Callable[[], object], repeats: int = 2) -> list[float]:
     """Returns the median time of each piece of work, in turns, after one call to warm up."""
-    for work in works:
-        work()
-    times = [[seconds(work) for work in works] for _ in range(repeats)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+    return [statistics.median(times) for times in in_turns(*works, repeats=repeats)]
 
 
 def random_events(n: int) -> dict[str, Tensor]:
@@ -121,8 +111,13 @@ def report_encoder(name: str, config: EncoderConfig, size: int) -> None:
     ]
     with FlopCounterMode(display=False) as counter:
         steps[0]()
-    limit, *attained = interleaved(product, *steps)
-    limit *= counter.get_total_flops() / operations
+    limits, *found = in_turns(product, *steps, repeats=3)
+    scale = counter.get_total_flops() / operations
+    limit = scale * statistics.median(limits)
+    attained = [statistics.median(times) for times in found]
+    report_share(f"training of the encoder, {name}", found[0], limits, scale)
+    ratio, spread = ratio_of(found[1], found[2])
+    row(f"training of the transformer, {name}", ratio, "nn.TransformerEncoder", spread=spread)
     print(
         f"encoder {name}, batch {size}: {size / attained[0]:.0f} events/s in float32, "
         f"{limit / attained[0]:.0%} of the speed of its matrix products; its transformer alone "
@@ -161,13 +156,21 @@ def report_training_of(name: str) -> None:
         return
     with FlopCounterMode(display=False) as counter:
         step()
-    limit, attained = interleaved(product, step)
-    limit *= counter.get_total_flops() / operations
+    limits, times = in_turns(product, step, repeats=3)
+    scale = counter.get_total_flops() / operations
+    limit, attained = scale * statistics.median(limits), statistics.median(times)
+    report_share(f"training of {name}, small", times, limits, scale)
     print(
         f"training {name}: {FEW / attained:.0f} events/s, {limit / attained:.0%} of the "
         "speed of its matrix products",
         flush=True,
     )
+
+
+def report_share(what: str, times: list[float], limits: list[float], scale: float) -> None:
+    """Hands over the time of a step over that of its matrix products alone."""
+    ratio, spread = ratio_of(times, [scale * limit for limit in limits])
+    row(what, ratio, "its matrix products alone", spread=spread)
 
 
 def report_steps() -> None:
@@ -180,15 +183,27 @@ def report_steps() -> None:
         train_head(one, problem, Budget(steps=600, batch=256))
     reference = DDPM(head, 1500)
     n = 1000
-    show("diffusion, 1500-step DDPM ancestral", reference.sample(contexts, n), problem)
-    for steps in (10, 20, 50):
-        for solver in head.solvers:
-            draws = head.sample(contexts, n, steps=steps, solver=solver)
-            show(f"diffusion, {solver}, {steps}", draws, problem)
-    for steps in (10, 20, 50):
-        for solver in straight.solvers:
-            draws = straight.sample(contexts, n, steps=steps, solver=solver)
-            show(f"flow_matching, {solver}, {steps}", draws, problem)
+    goal = show("diffusion, 1500-step DDPM ancestral", reference.sample(contexts, n), problem)
+    for one in (head, straight):
+        for solver in one.solvers:
+            found = {}
+            for steps in (10, 20, 50):
+                draws = one.sample(contexts, n, steps=steps, solver=solver)
+                found[steps] = show(f"{one.family}, {solver}, {steps}", draws, problem)
+            report_evaluations(f"{one.family}, {solver}", found, goal)
+
+
+def report_evaluations(
+    what: str, found: dict[int, tuple[float, float]], goal: tuple[float, float]
+) -> None:
+    """Hands over the fewest evaluations whose draws are as good, within two errors."""
+    for steps, (accuracy, error) in found.items():
+        if accuracy <= goal[0] + 2 * math.hypot(error, goal[1]):
+            row(f"evaluations of {what}", steps / 1500, "1,500 ancestral steps of equal quality",
+                unit="number of evaluations", note=f"{steps}; C2ST {accuracy:.3f} ± {error:.3f} "
+                f"against {goal[0]:.3f} ± {goal[1]:.3f}")  # fmt: skip
+            return
+    print(f"{what}: not as good as {goal[0]:.3f} with {max(found)} evaluations", flush=True)
 
 
 class DDPM:
@@ -211,8 +226,8 @@ class DDPM:
         return ancestral_sample(predict, start, self.schedule, lambda t: draws.normal(t, 2))
 
 
-def show(label: str, draws: Tensor, problem: TwoMoons) -> None:
-    """Prints the mean accuracy over the contexts and its binomial error."""
+def show(label: str, draws: Tensor, problem: TwoMoons) -> tuple[float, float]:
+    """Prints and returns the mean accuracy over the contexts and its binomial error."""
     generator = torch.Generator().manual_seed(3)
     found = []
     for i, context in enumerate(torch.tensor(problem.examples)):
@@ -221,17 +236,23 @@ def show(label: str, draws: Tensor, problem: TwoMoons) -> None:
     mean = statistics.mean(test.accuracy for test in found)
     error = math.hypot(*(test.error for test in found)) / len(found)
     print(f"two moons, {label} evaluations: C2ST {mean:.3f} ± {error:.3f}", flush=True)
+    return mean, error
 
 
 def report_draws() -> None:
     """Prints draws per second."""
-    for name, build in HEADS.items():
-        torch.manual_seed(0)
-        head = build(N_TARGETS, SMALL.dim).eval()
-        context = torch.randn(256, SMALL.dim)
-        (taken,) = interleaved(lambda h=head, c=context: h.sample(c, 64))
-        rate = 256 * 64 / taken
+    torch.manual_seed(0)
+    heads = {name: build(N_TARGETS, SMALL.dim).eval() for name, build in HEADS.items()}
+    context = torch.randn(256, SMALL.dim)
+    works = [lambda h=head: h.sample(context, 64) for head in heads.values()]
+    times = dict(zip(heads, in_turns(*works, repeats=3), strict=True))
+    for name in heads:
+        rate = 256 * 64 / statistics.median(times[name])
         print(f"draws {name}: {rate:.0f} draws/s with the family's own steps", flush=True)
+        if name != "diffusion":
+            ratio, spread = ratio_of(times[name], times["diffusion"])
+            row(f"draws of {name}", ratio, "draws of diffusion, each with its own steps",
+                spread=spread)  # fmt: skip
 
 
 def report_memory() -> None:

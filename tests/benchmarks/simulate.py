@@ -22,6 +22,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
+from rows import ratio_of, row
 
 import massrecon
 from massrecon.events import hard, part, pool
@@ -87,36 +88,38 @@ def generate_bare(source: hard.ProcessSource, number: int) -> float:
     return time.process_time() - start
 
 
-def time_stages(n_parts: int) -> tuple[float, dict[str, float]]:
-    """Measures bare Pythia and each stage of the chain [ms per generated event]."""
+def time_stages(n_parts: int) -> tuple[list[float], dict[str, list[float]]]:
+    """Measures bare Pythia and each stage of the chain, part by part [ms per generated event]."""
     request = Request.of("wino_udd", MASSES, 1, None)
     maker, bare_source = PartMaker(request), hard.ProcessSource(request)
     spent: dict[str, float] = defaultdict(float)
     watch(spent)
-    bare = 0.0
+    bare, stages = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(n_parts + 1):
-            if number == 1:  # the first part loads modules and fills caches
-                spent.clear()
-                bare = 0.0
-            initialising = spent["initialising"]
-            bare += generate_bare(bare_source, number)
-            spent["initialising"] = initialising
+            bare.append(generate_bare(bare_source, number))
+            spent.clear()
             start = time.process_time()
             made = maker.make(number, lambda: 2**62, lambda *_: None)
             inside = time.process_time()
             write_part(Path(folder) / "part.parquet", made.arrays, request.card)
             spent["writing"] += time.process_time() - inside
             spent["whole chain"] += time.process_time() - start
+            stages.append(dict(spent))
     maker.close()
     bare_source.close()
-    scale = 1e3 / (n_parts * EVENTS_PER_PART)
-    return bare * scale, {stage: seconds * scale for stage, seconds in spent.items()}
+    scale = 1e3 / EVENTS_PER_PART
+    names = [*STAGES, "writing", "whole chain"]
+    found = {n: [scale * part.get(n, 0.0) for part in stages[1:]] for n in names}
+    return [scale * part for part in bare[1:]], found  # the first part loads modules
 
 
 def print_stages(n_parts: int) -> None:
     """Prints the table of the stages."""
-    bare, spent = time_stages(n_parts)
+    bares, parts = time_stages(n_parts)
+    report_ratios(bares, parts)
+    bare = sum(bares) / n_parts
+    spent = {stage: sum(times) / n_parts for stage, times in parts.items()}
     whole = spent.pop("whole chain")
     spent["the rest"] = whole - sum(spent.values())
     print(
@@ -128,6 +131,19 @@ def print_stages(n_parts: int) -> None:
     print(f"  whole chain           {whole:7.3f}  {whole / bare:6.3f} x bare")
     started = whole - spent["initialising"]
     print(f"  without initialising  {started:7.3f}  {started / bare:6.3f} x bare")
+
+
+def report_ratios(bare: list[float], parts: dict[str, list[float]]) -> None:
+    """Hands over what the chain and its detector cost, for each collision."""
+    peer = "Pythia's own generation of the same collisions"
+    chain = zip(parts["whole chain"], parts["initialising"], strict=True)
+    running = [whole - start for whole, start in chain]
+    for what, times in (
+        ("from collisions to stored events, once Pythia has started", running),
+        ("the detector alone", parts["detector"]),
+    ):
+        ratio, spread = ratio_of(times, bare)
+        row(what, ratio, peer, spread=spread)
 
 
 def time_workers(n_events: int, workers: int) -> float:

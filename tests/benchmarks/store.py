@@ -18,6 +18,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
+from rows import ratio_of, row
 
 from massrecon.events import writer
 from massrecon.events.card import ProcessCard, load_card
@@ -29,20 +30,24 @@ SIMULATED_PART = 1_250
 MB = 1e6
 
 LOAD = """
-import resource, sys, time
+import pathlib, resource, sys, time
 import massrecon.events.container, pyarrow.parquet
 from massrecon.events.store import load_events
 
 def megabytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
+start = time.process_time()
+for path in sorted(pathlib.Path(sys.argv[1]).glob("*.parquet")):
+    pyarrow.parquet.read_table(path, use_threads=False)
+bare = time.process_time() - start
 before = megabytes()
 start, processor = time.perf_counter(), time.process_time()
 events = load_events(sys.argv[1])
 seconds, processor = time.perf_counter() - start, time.process_time() - processor
 size = sum(array.nbytes for array in events.to_arrays().values()) / 1e6
 peak = megabytes() - before
-print(f"{len(events)} {size:.0f} {seconds:.2f} {processor:.2f} {peak:.0f}")
+print(f"{len(events)} {size:.0f} {seconds:.3f} {processor:.3f} {peak:.0f} {bare:.3f}")
 """
 
 
@@ -83,15 +88,21 @@ def measure(folder: Path, n_events: int, events_per_file: int) -> None:
         f"{n_events:,} events in {files} files, {on_disk:.0f} MB on disk\n"
         f"  save  {saving:6.2f} s  {on_disk / saving:5.0f} MB/s"
     )
-    for _ in range(2):
+    loads, bares = [], []
+    for _ in range(3):
         command = [sys.executable, "-c", LOAD, str(folder)]
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        size, seconds, processor, peak = map(float, shown[1:])
+        size, seconds, processor, peak, bare = map(float, shown[1:])
+        loads.append(processor)
+        bares.append(bare)
         print(
             f"  load  {seconds:6.2f} s  {size / seconds:5.0f} MB/s, processor {processor:.2f} s at "
             f"load {os.getloadavg()[0]:.1f}; arrays {size:.0f} MB, peak memory {peak:.0f} MB = "
             f"{peak / size:.2f} x arrays"
         )
+    ratio, spread = ratio_of(loads, bares)
+    row(f"loading {files} files with all checks", ratio, "reading them with pyarrow alone",
+        spread=spread, note=f"{n_events:,} events")  # fmt: skip
 
 
 def main() -> None:
