@@ -269,6 +269,17 @@ def scan() -> str:
     return table(["scan with `--light`", ""], rows) + made_by(results, load)
 
 
+def widgets() -> str:
+    """How fast explorers answer in a browser."""
+    results = recorded("widgets")
+    rows = [
+        [f"`{name}`", one["slider"], f"{one['median_ms']:.0f}", f"{one['slowest_ms']:.0f}"]
+        for name, one in results["explorers"].items()
+    ]
+    head = ["explorer", "slider", "median [ms]", f"slowest of {results['moves']} [ms]"]
+    return table(head, rows) + made_by(results)
+
+
 def performance(names: str) -> str:
     """The ratios of some benchmarks, or of one's rows with some beginning (``name:beginning``)."""
     results = recorded("performance")

@@ -9,7 +9,7 @@
 | `mass_head` | joint density of the masses alone | exact | one pass |
 | `vae` | variational autoencoder | lower bound | one pass |
 | `gan` | Wasserstein GAN with a gradient penalty | none | one pass |
-| `trees` | forest that keeps whole distributions | exact | one pass |
+| `trees` | forest of residuals that keeps whole distributions | exact | one pass |
 | `cascade` | masses first, from objects, pairs and hypotheses | probability flow | 20 steps |
 
 All but `barman2025` read every object of any card, learn the targets that they are told to

@@ -11,6 +11,7 @@ massrecon. Needs chromium and an idle machine. ``--record`` writes ``results/wid
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -54,7 +55,7 @@ _WATCH = """() => {
     }, { once: true, capture: true });
   });
 }"""
-AT_ONCE = 100.0  # [ms]
+AT_ONCE = 300.0  # [ms] that an answer may take
 _SETTLE = 1.0  # [s] between moves
 _WAIT = 300_000  # [ms] for what an explorer prepares beside the notebook
 
@@ -103,10 +104,12 @@ def main() -> None:
                 print(f"{notebook:20s} {one['slider']:14s} median {one['median_ms']:6.0f} ms, "
                       f"slowest {one['slowest_ms']:6.0f} ms")  # fmt: skip
                 row(f"answer of {notebook} to its slider", one["median_ms"] / AT_ONCE,
-                    f"{AT_ONCE:.0f} ms, what feels immediate", unit="time on the clock",
+                    f"{AT_ONCE:.0f} ms, the aim", unit="time on the clock",
                     note=f"slowest of {arguments.moves}: {one['slowest_ms']:.0f} ms")  # fmt: skip
     if arguments.record:
         command = "python tests/benchmarks/widgets.py --record"
+        if RESULTS.is_file():  # those that were not asked for stay
+            found = json.loads(RESULTS.read_text(encoding="utf-8"))["explorers"] | found
         content = {"command": command, "seed": None, "moves": arguments.moves, "explorers": found}
         write_json(RESULTS, content | {"versions": versions("plotly", "ipywidgets")})
 
