@@ -161,7 +161,7 @@ FILLINGS: dict[str, Callable[..., str]] = {
         *(measured.calibration, measured.joint_calibration, measured.reach),
         *(measured.deelema, measured.deelema_coverage, measured.deelema_trial),
         *(measured.deelema_starts, measured.alarms, measured.scan),
-        *(measured.performance, measured.performance_machine),
+        *(measured.performance, measured.performance_machine, measured.widgets),
         *(outputs.figure, gallery),
         *(readme, readme_start, picture, notebooks, tutorials, cards, api),
     )

@@ -132,12 +132,14 @@ class Watched:
         for _ in range(times):
             handle.press(key)
 
-    def turn_dark(self) -> None:
-        """Takes the dark theme of JupyterLab."""
+    def take_theme(self, name: str) -> None:
+        """Takes the ``Dark`` or ``Light`` theme of JupyterLab, for later pages, too."""
         self.page.evaluate(
-            "() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+            "name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})",
+            f"JupyterLab {name}",
         )
-        self.page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+        light = str(name == "Light").lower()
+        self.page.wait_for_selector(f"body[data-jp-theme-light={light}]", state="attached")
 
     def contrasts(self) -> list[tuple[float, str]]:
         """Returns all texts of an explorer outside figures, each with its contrast (WCAG)."""

@@ -197,7 +197,7 @@ def _reading(data: Mapping[str, Any]) -> str:
             f"{data['trial_mass_GeV']:.1f} GeV (true {data['true_trial_mass_GeV']:g})."
         )
     text = (
-        f"{'Result after' if data['finished'] else 'After'} {done} epochs over "
+        f"{'Result after' if data['finished'] else 'After'} {done} epoch{'s' * (done != 1)} over "
         f"{data['n_events']:,} events with {100 * data['contamination']:.0f} % wrong pairings, "
         f"{tied}: {masses} GeV at a trial mass of {data['trial_mass_GeV']:.1f} GeV."
     )
