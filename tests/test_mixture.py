@@ -40,6 +40,7 @@ from massrecon.models.mixture import detected, unknown_masses
 
 ToyEvents = Callable[..., Events]
 
+Start = tuple[KinematicMixture, Events]  # a mixture before its fit, and events
 PLANE = {"chi20": (400.0, 700.0), "chi10": (50.0, 500.0)}
 LINE = {"chi20": 600.0, "chi10": (50.0, 450.0)}
 SHARP = ResponseTable({"jet": ((50,), (0.1,)), "lepton": ((50,), (0.02,))}, ((500,), (1e-6,)))
@@ -211,11 +212,11 @@ def test_rotating_the_event_about_the_beam_changes_nothing() -> None:
 
 
 @pytest.fixture(scope="module")
-def wino(card: ProcessCard, toy_events: ToyEvents) -> tuple[KinematicMixture, Events]:
+def wino(card: ProcessCard, toy_events: ToyEvents) -> Start:
     return mixture_for(card, PLANE, fitted=False), toy_events(60, seed=3)
 
 
-def test_compiled_kernels_agree_with_torch(wino: tuple[KinematicMixture, Events]) -> None:
+def test_compiled_kernels_agree_with_torch(wino: Start) -> None:
     pytest.importorskip("numba")
     start, events = wino
     options = MixtureOptions(kept=4000, least_weight=1e-12)
@@ -230,7 +231,7 @@ def test_compiled_kernels_agree_with_torch(wino: tuple[KinematicMixture, Events]
     torch.testing.assert_close(*mean_p4, rtol=1e-2, atol=1.0)
 
 
-def test_the_density_of_the_posterior_adds_up_to_one(wino: tuple[KinematicMixture, Events]) -> None:
+def test_the_density_of_the_posterior_adds_up_to_one(wino: Start) -> None:
     mixture, events = wino
     found = mass_posterior(mixture, events)
     chi20 = torch.arange(401.0, 700.0, 2.0, dtype=torch.float64)
@@ -246,9 +247,7 @@ def test_the_density_of_the_posterior_adds_up_to_one(wino: tuple[KinematicMixtur
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_merged_hypotheses_keep_their_weight(
-    wino: tuple[KinematicMixture, Events], backend: str
-) -> None:
+def test_merged_hypotheses_keep_their_weight(wino: Start, backend: str) -> None:
     mixture, events = wino
     few, everything = (_with_kept(mixture, kept) for kept in (6, 4000))
     seen = detected(events)
@@ -267,7 +266,7 @@ def _with_kept(mixture: KinematicMixture, kept: int) -> KinematicMixture:
     return again
 
 
-def test_tails_lie_around_the_hypotheses(wino: tuple[KinematicMixture, Events]) -> None:
+def test_tails_lie_around_the_hypotheses(wino: Start) -> None:
     mixture, events = wino
     whole = _with_kept(mixture, 4000)
     found, truth = mass_posterior(whole, events), unknown_masses(whole, events)
@@ -294,7 +293,7 @@ def test_tails_lie_around_the_hypotheses(wino: tuple[KinematicMixture, Events]) 
         torch.testing.assert_close(found.log_prob(truth)[rows], expected, rtol=1e-3, atol=0.02)
 
 
-def test_threads_share_the_work(wino: tuple[KinematicMixture, Events]) -> None:
+def test_threads_share_the_work(wino: Start) -> None:
     mixture, events = wino
     threads = torch.get_num_threads()
     try:
@@ -307,7 +306,7 @@ def test_threads_share_the_work(wino: tuple[KinematicMixture, Events]) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
-def test_draws_follow_the_density_and_stay_inside(wino: tuple[KinematicMixture, Events]) -> None:
+def test_draws_follow_the_density_and_stay_inside(wino: Start) -> None:
     mixture, events = wino
     found = mass_posterior(mixture, events)
     draws = found.sample(2000, seed=4)
@@ -320,7 +319,7 @@ def test_draws_follow_the_density_and_stay_inside(wino: tuple[KinematicMixture, 
         assert float((below[:, 0] - share).abs().mean()) < 0.03
 
 
-def test_summaries_describe_the_marginals(wino: tuple[KinematicMixture, Events]) -> None:
+def test_summaries_describe_the_marginals(wino: Start) -> None:
     mixture, events = wino
     found = mass_posterior(mixture, events)
     summaries = dict(zip(found.summary_names, found.summaries().T, strict=True))
@@ -377,7 +376,7 @@ def test_a_fit_learns_the_resolution_and_helps_on_new_events(
     assert abs(float(hit - found[:, 3].mean())) < 0.12
 
 
-def test_the_mixture_is_a_posterior_like_any_other(wino: tuple[KinematicMixture, Events]) -> None:
+def test_the_mixture_is_a_posterior_like_any_other(wino: Start) -> None:
     mixture, events = wino
     found = mixture_posterior(mixture, events, n_samples=32, seed=6)
     assert tuple(found.samples.shape) == (32, len(events), 8)
@@ -398,7 +397,7 @@ def test_a_known_mass_is_a_constant(card: ProcessCard, toy_events: ToyEvents) ->
     assert float(found.mass_samples("chi10").std()) > 1
 
 
-def test_data_without_truth_are_reconstructed(wino: tuple[KinematicMixture, Events]) -> None:
+def test_data_without_truth_are_reconstructed(wino: Start) -> None:
     mixture, events = wino
     data = Events(
         card=events.card,
@@ -413,7 +412,7 @@ def test_data_without_truth_are_reconstructed(wino: tuple[KinematicMixture, Even
         fit_mixture(data, PLANE)
 
 
-def test_events_that_lack_objects_keep_the_prior(wino: tuple[KinematicMixture, Events]) -> None:
+def test_events_that_lack_objects_keep_the_prior(wino: Start) -> None:
     mixture, events = wino
     present = events.present[:3].clone()
     present[0, 4:] = False  # a single jet
@@ -431,9 +430,7 @@ def test_events_that_lack_objects_keep_the_prior(wino: tuple[KinematicMixture, E
         )
 
 
-def test_summaries_come_in_chunks_and_repeat_themselves(
-    wino: tuple[KinematicMixture, Events],
-) -> None:
+def test_summaries_come_in_chunks_and_repeat_themselves(wino: Start) -> None:
     mixture, events = wino
     found = mixture_summaries(mixture, events, chunk=17)
     assert tuple(found.shape) == (len(events), len(summary_names(mixture.scheme.names)))

@@ -361,9 +361,8 @@ def reconstruct(
         )
     events.validate()
     at_once = _DRAWS_AT_ONCE if model.device.type == "cpu" else _DRAWS_AT_ONCE_ELSEWHERE
-    samples = model.sample(
-        events, n_samples, steps=steps, solver=solver, seed=seed, batch_size=at_once
-    )
+    how: dict[str, Any] = {"steps": steps, "solver": solver, "seed": seed}
+    samples = model.sample(events, n_samples, **how, batch_size=at_once)
     truth = model.true_targets(events)
     return Posterior(
         samples=samples.cpu(),
@@ -374,9 +373,7 @@ def reconstruct(
         provenance={
             "model": model.name,
             "n_samples": n_samples,
-            "steps": steps,
-            "solver": solver,
-            "seed": seed,
+            **how,
             "events": dict(events.provenance),
             "versions": versions("torch"),
         },
