@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from massrecon.models.encoder import TransformerEncoder, masked_mean
+from massrecon.models.encoder import TransformerEncoder, attention, masked_mean
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +69,20 @@ def test_masked_mean_against_a_loop() -> None:
     tokens, present = tokens_and_presence()
     expected = torch.stack([t[p].mean(dim=0) for t, p in zip(tokens, present, strict=True)])
     torch.testing.assert_close(masked_mean(tokens, present), expected)
+
+
+@pytest.mark.parametrize("kind", ["present", "bias"])
+def test_attention_in_bfloat16_is_that_of_torch(kind: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    query, key, value = (torch.randn(6, 4, 9, 16, generator=generator) for _ in range(3))
+    present = torch.rand(6, 1, 1, 9, generator=generator) < 0.7
+    present[..., 0] = True
+    mask = present
+    if kind == "bias":
+        mask = torch.randn(6, 4, 9, 9, generator=generator).masked_fill(~present, -torch.inf)
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(attention(query, key, value, mask), expected)
+    halves = (tensor.bfloat16() for tensor in (query, key, value))
+    found = attention(*halves, mask if kind == "present" else mask.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)

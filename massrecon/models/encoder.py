@@ -43,8 +43,29 @@ class EncoderLayer(nn.Module):
         mask = present[:, None, None, :]
         if bias is not None:
             mask = bias.to(query).masked_fill(~mask, -torch.inf)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = attention(query, key, value, mask)
         return self.attention_out(mixed.transpose(1, 2).reshape(n, k, dim))
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Mixes values by the likeness of queries and keys, scaled by their width.
+
+    Args:
+        query: Shape ``(N, heads, Q, D)``.
+        key: Shape ``(N, heads, K, D)``.
+        value: Shape ``(N, heads, K, D)``.
+        mask: True for what may be attended to, or an addition to the logits; broadcastable to
+            ``(N, heads, Q, K)``.
+
+    Returns:
+        Shape ``(N, heads, Q, D)``.
+    """
+    if not (query.dtype == torch.bfloat16 and query.device.type == "cpu"):
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    # for tens of tokens torch's own kernel takes four to six times as long there
+    logits = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).float()
+    logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    return logits.softmax(dim=-1).to(value) @ value
 
 
 class TransformerEncoder(nn.Module):

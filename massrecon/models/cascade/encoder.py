@@ -26,7 +26,7 @@ from massrecon.models.base import Prepared
 from massrecon.models.cascade.hypotheses import HypothesisReader
 from massrecon.models.cascade.masses import peak_width, triangle_of
 from massrecon.models.cascade.truth import invisible_labels
-from massrecon.models.encoder import EncoderLayer, masked_mean, token_mlp
+from massrecon.models.encoder import EncoderLayer, attention, masked_mean, token_mlp
 from massrecon.models.event_encoder import EncoderConfig, EventReader
 from massrecon.models.features import Scaling, rotate_and_flip
 from massrecon.models.network import mlp
@@ -280,8 +280,8 @@ class AttentionPool(nn.Module):
         split = self.key_value(tokens).view(n, k, 2, self.heads, dim // self.heads)
         key, value = split.permute(2, 0, 3, 1, 4)
         query = self.query.view(-1, self.heads, dim // self.heads).transpose(0, 1)
-        mixed = functional.scaled_dot_product_attention(
-            query.expand(n, -1, -1, -1), key, value, attn_mask=present[:, None, None, :]
+        mixed = attention(
+            query.to(key).expand(n, -1, -1, -1), key, value, present[:, None, None, :]
         )
         return self.out(mixed.transpose(1, 2).flatten(1))
 
