@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from rich.text import Text
 
 import massrecon
+from massrecon.cli import app
 
 
 def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -27,6 +30,17 @@ def test_help_lists_the_commands_and_version_is_printed() -> None:
     for name in ("simulate", "run", "demo"):
         assert name in shown.stdout
     assert command("--version").stdout.strip() == f"massrecon {massrecon.__version__}"
+
+
+def test_help_texts_keep_their_brackets() -> None:
+    """The help is printed as rich markup, in which [fb] would be a style and vanish."""
+    commands, texts = [typer.main.get_command(app)], []
+    for one in commands:
+        commands += getattr(one, "commands", {}).values()
+        texts += [one.help, *(getattr(option, "help", None) for option in one.params)]
+    written = [text for text in texts if text]
+    assert len(written) > 50
+    assert [Text.from_markup(text).plain for text in written] == written
 
 
 @pytest.mark.parametrize(

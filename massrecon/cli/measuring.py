@@ -42,7 +42,7 @@ def measure(
     ] = None,
     luminosity: Annotated[
         float | None,
-        typer.Option(help="Integrated luminosity [fb^-1]: lets the expected rates count, too."),
+        typer.Option(help="Integrated luminosity [1/fb]: lets the expected rates count, too."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed, where densities are estimated.")] = 0,
 ) -> None:

@@ -203,8 +203,8 @@ def _cut_mixture_log_prob(
     x: Tensor, log_weight: Tensor, centre: Tensor, scale: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
     """Computes the log-density of a mixture of logistic peaks between two ends; -inf outside."""
-    peak = _peak_log_prob(x.unsqueeze(-1), centre, scale)
-    inside = _log_mass(low.unsqueeze(-1), high.unsqueeze(-1), centre, scale)
+    peak = peak_log_prob(x.unsqueeze(-1), centre, scale)
+    inside = log_mass(low.unsqueeze(-1), high.unsqueeze(-1), centre, scale)
     log_p = torch.logsumexp(log_weight + peak, -1) - torch.logsumexp(log_weight + inside, -1)
     return torch.where((x >= low) & (x <= high), log_p, -math.inf)
 
@@ -213,16 +213,17 @@ def cut_peak_log_prob(
     x: Tensor, centre: Tensor, scale: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
     """Computes the log-density of one logistic peak between two ends; -inf outside."""
-    log_p = _peak_log_prob(x, centre, scale) - _log_mass(low, high, centre, scale)
+    log_p = peak_log_prob(x, centre, scale) - log_mass(low, high, centre, scale)
     return torch.where((x >= low) & (x <= high), log_p, -math.inf)
 
 
-def _peak_log_prob(x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-    at = (x - centre) / scale
-    return functional.logsigmoid(at) + functional.logsigmoid(-at) - scale.log()
+def peak_log_prob(x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    """Computes the log-density of a logistic peak that nothing cuts off."""
+    away = ((x - centre) / scale).abs()
+    return away + 2 * functional.logsigmoid(-away) - scale.log()
 
 
-def _log_mass(low: Tensor, high: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+def log_mass(low: Tensor, high: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
     """Computes the log of the part of a logistic peak between two ends, without cancellation."""
     a, b = (low - centre) / scale, (high - centre) / scale
     apart = torch.log(-torch.expm1(a - b))
@@ -239,7 +240,7 @@ def _draw_cut_mixture(
     high: Tensor,
 ) -> Tensor:
     """Draws from the mixture with two uniform numbers: which peak, and where in it."""
-    inside = _log_mass(low.unsqueeze(-1), high.unsqueeze(-1), centre, scale)
+    inside = log_mass(low.unsqueeze(-1), high.unsqueeze(-1), centre, scale)
     share = torch.softmax(log_weight + inside, dim=-1).cumsum(dim=-1)
     shape = (*choice.shape, share.shape[-1])
     k = (share.expand(shape) < choice.unsqueeze(-1)).sum(dim=-1).clamp_max(shape[-1] - 1)

@@ -127,9 +127,31 @@ def report_encoder(name: str, config: EncoderConfig, size: int) -> None:
     if not use_bf16("auto", "cpu"):
         print("bfloat16: this processor has none, its emulation is not measured")
         return
+    report_halves(name, steps, product, scale)
+
+
+def report_halves(
+    name: str,
+    steps: list[Callable[[], object]],
+    product: Callable[[], object],
+    scale: float,
+) -> None:
+    """Prints the same in bfloat16, against its own matrix products and against float32."""
+    plainly, *others = steps
     with torch.autocast("cpu", torch.bfloat16):
-        half = interleaved(steps[0], repeats=1)[0]
-    print(f"encoder {name}: bfloat16 takes {half / attained[0]:.2f} of the time of float32 here")
+        limits, *found = in_turns(product, *others, plainly, repeats=3)
+    ratio, spread = ratio_of(found[0], found[1])
+    row(f"bfloat16 training of the transformer, {name}", ratio, "nn.TransformerEncoder",
+        spread=spread)  # fmt: skip
+    report_share(f"bfloat16 training of the encoder, {name}", found[2], limits, scale)
+    half = statistics.median(found[2])
+    single = interleaved(plainly, repeats=1)[0]
+    limit = scale * statistics.median(limits)
+    print(
+        f"encoder {name}: bfloat16 takes {half / single:.2f} of the time of float32 here, "
+        f"{limit / half:.0%} of the speed of its own matrix products",
+        flush=True,
+    )
 
 
 def report_training() -> None:
@@ -294,7 +316,7 @@ def report_density() -> None:
 REPORTS = {
     "memory": report_memory,
     "training": report_training,
-    "full": lambda: report_encoder("full", FULL, FEW),
+    "full": lambda: report_encoder("full", FULL, BATCH),
     "gan": lambda: report_training_of("gan"),
     "steps": report_steps,
     "draws": report_draws,

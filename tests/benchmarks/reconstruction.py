@@ -8,8 +8,10 @@ judges it on held-out mass points::
 Everything stays in the folder: a run that is cut off goes on where it stopped, the posterior of a
 model that is finished is not drawn again, and models of later runs are compared with earlier ones.
 The table, with the differences to the first model named, goes to ``results/reconstruction.json``
-with ``--record``. Names after a colon are ablations and ceilings, such as ``cascade:no_mixture`` or
-``cascade:masses_alone+no_pairs``. Time is that of the processor, all cores together.
+with ``--record``, under the name of the study or that of ``--under``. Names after a colon are
+ablations and ceilings, such as ``cascade:no_mixture`` or ``cascade:masses_alone+no_pairs``; a
+number after an at sign is the seed of the training, such as ``cascade@2``. Time is that of the
+processor, all cores together.
 ``--ship NAME`` puts the first model, in half precision and with its results, among those that come
 with massrecon.
 """
@@ -129,31 +131,28 @@ def judged(study: Study, events: Events) -> Events:
     return events[keep]
 
 
-def options_of(name: str) -> tuple[str, dict[str, Any]]:
-    """Returns the family of a model and what its variants change.
-
-    Raises:
-        KeyError: If there is no such variant.
-    """
-    family, _, variants = name.partition(":")
-    options: dict[str, Any] = {}
-    for variant in variants.split("+"):
-        options |= VARIANTS[variant]
-    return family, options
+def parts_of(name: str) -> tuple[str, list[str], str]:
+    """Returns the family of a model, its variants, and the seed of its training, if it has one."""
+    whole, _, seed = name.partition("@")
+    family, _, variants = whole.partition(":")
+    return family, variants.split("+"), seed
 
 
 def posterior_of(
     name: str, train: Events, test: Events, folder: Path, arguments: argparse.Namespace
 ) -> tuple[Posterior, dict[str, Any]]:
     """Trains a model, or goes on with its training, and draws its posteriors."""
-    family, options = options_of(name)
+    family, variants, seed = parts_of(name)
+    options: dict[str, Any] = {}
+    for variant in variants:
+        options |= VARIANTS[variant]
     place = folder / name.replace(":", "_")
     record, drawn = place / "record.json", place / "posterior"
     if record.is_file():
         return Posterior.load(drawn), json.loads(record.read_text(encoding="utf-8"))
     recipe = TrainingConfig(
         max_minutes=arguments.minutes, clock="processor", batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate, seed=arguments.seed, metric_events=2000,
+        learning_rate=arguments.learning_rate, seed=int(seed or arguments.seed), metric_events=2000,
     )  # fmt: skip
     model = mr.fit(
         family, train, preset=arguments.preset, training=recipe, out=place / "model",
@@ -173,7 +172,7 @@ def posterior_of(
         "validation_loss": [round(r["validation_loss"], 4) for r in history],
         "draws": arguments.draws,
         "steps": arguments.steps,
-        "seed": arguments.seed,
+        "seed": recipe.seed,
         "batch_size": arguments.batch_size,
         "learning_rate": arguments.learning_rate,
         "versions": versions("torch"),
@@ -332,9 +331,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ship", metavar="NAME", help="name of a model to come with massrecon")
     parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--under", help="name of the record, if not that of the study")
     arguments = parser.parse_args()
     for name in arguments.models:
-        if not set(name.partition(":")[2].split("+")) <= set(VARIANTS):
+        if not set(parts_of(name)[1]) <= set(VARIANTS):
             parser.error(f"unknown variant in '{name}': choose from {', '.join(VARIANTS)}")
     study, folder = STUDIES[arguments.study], arguments.work / arguments.study
     train, test = samples_of(study, folder, arguments.sample, arguments.events)
@@ -363,7 +363,7 @@ def main() -> None:
         )
     if arguments.record:
         before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-        write_json(RESULTS, before | {arguments.study: results})
+        write_json(RESULTS, before | {arguments.under or arguments.study: results})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from massrecon.models.head import Head
-from massrecon.models.mass_head import MassHead, MassHeadConfig, cut_peak_log_prob, draw_cut_peak
+from massrecon.models.mass_head import (
+    MassHead,
+    MassHeadConfig,
+    cut_peak_log_prob,
+    draw_cut_peak,
+    log_mass,
+    peak_log_prob,
+)
 from massrecon.models.noise import Draws
 
 # a logistic distribution of this scale has the width of a normal one
@@ -110,11 +117,28 @@ class HypothesisMasses(Head):
         return self._joined(self.free._log_prob(x, self._split(context)[0]), x, context)
 
     def log_prob_on_grid(self, axes: Sequence[Tensor], context: Tensor) -> Tensor:
-        """Computes log p on the product of axes, see `MassHead.log_prob_on_grid`."""
+        """Computes log p on the product of axes, see `MassHead.log_prob_on_grid`.
+
+        What only depends on the earlier masses is computed once for each value of these.
+        """
+        log_gate, centre, scale, factor = self._peaks(*self._split(context))
+        total, columns, places = log_gate[:, 1:].unsqueeze(0), list[Tensor](), list[Tensor]()
+        for j, axis in enumerate(axes):
+            at, own_scale = _centre(j, centre, scale, factor, places), scale[..., j]
+            low, high = self.free.ends(j, columns, total[..., :1])
+            value = axis[:, None, None, None]
+            found = peak_log_prob(value, at, own_scale) + (
+                total - log_mass(low, high, at, own_scale)
+            )
+            found = found.masked_fill((value < low) | (value > high), -math.inf)
+            columns = [_along(column, found[..., :1]) for column in columns]
+            places = [_along(place, found) for place in places]
+            columns.append(_joint(value.expand_as(found[..., :1])))
+            places.append(_joint((value - at) / own_scale))
+            total = _joint(found)
         free = self.free.log_prob_on_grid(axes, self._split(context)[0])
-        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
-        x = points.unsqueeze(1).expand(-1, len(context), -1)
-        return self._joined(free.flatten(1).T, x, context).T.reshape(free.shape)
+        log_p = torch.cat([(log_gate[:, 0] + free.flatten(1).T).unsqueeze(-1), total], dim=-1)
+        return torch.logsumexp(log_p, dim=-1).T.reshape(free.shape)
 
     def _joined(self, free: Tensor, x: Tensor, context: Tensor) -> Tensor:
         """Adds the peaks of the hypotheses to the free density of x."""
@@ -191,6 +215,16 @@ def _centre(
     for i, place in enumerate(places):
         at = at + scale[..., j] * factor[..., j, i] * place
     return at
+
+
+def _joint(values: Tensor) -> Tensor:
+    """Joins a new axis with the product of the earlier ones: ``(G, P, ...)`` to ``(P G, ...)``."""
+    return values.transpose(0, 1).flatten(0, 1)
+
+
+def _along(values: Tensor, like: Tensor) -> Tensor:
+    """Repeats ``(P, ...)`` along the new axis of `like` ``(G, P, ...)``, as `_joint` does."""
+    return _joint(values.unsqueeze(0).expand_as(like))
 
 
 def _chosen(values: Tensor, which: Tensor) -> Tensor:
