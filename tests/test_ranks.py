@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,7 @@ from massrecon.models import MODELS, create_model, load_model
 from massrecon.models import ranks as ranks_module
 from massrecon.models.batches import Batches, Chunks
 from massrecon.models.checkpoint import TrainingState
+from massrecon.models.rank_watch import RankWatch
 from massrecon.models.ranks import Rank, check_processes, others_started
 from massrecon.models.training import TrainingConfig, TrainingHistory, train
 
@@ -116,7 +121,7 @@ def test_a_process_that_does_not_start_is_named(
     monkeypatch.setattr(ranks_module, "COMMAND", (sys.executable, "-c", "exit('no such luck')"))
     with (
         pytest.raises(ModelError, match=r"(?s)Process 1 .* \(exit code 1\).*no such luck"),
-        others_started(2, tmp_path, "cpu"),
+        others_started(2, tmp_path, "cpu", 1.0),
     ):
         pytest.fail("It started.")
 
@@ -127,6 +132,7 @@ def test_a_process_that_does_not_start_is_named(
         ({"processes": 0}, "'processes' should be positive, got 0"),
         ({"processes": 33}, "'processes' should be at most 'batch_size', 32.*got 33"),
         ({"processes": 2, "clock": "processor"}, "'clock' should be 'wall'"),
+        ({"process_minutes": -1.0}, "'process_minutes' should be positive, got -1"),
         ({"shuffle_events": 0}, "'shuffle_events' should be positive"),
     ],
 )
@@ -148,8 +154,21 @@ def test_too_many_processes_are_refused(card: ProcessCard, sample: tuple[Events,
 def test_settings_of_scale_do_not_disown_older_checkpoints() -> None:
     assert {"processes", "shuffle_events"}.isdisjoint(config().facts())
     assert config(processes=2).facts()["processes"] == 2
+    assert config(process_minutes=1.0).facts() == config().facts()
     assert config(shuffle_events=9).facts()["shuffle_events"] == 9
     assert config().facts()["seed"] == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_the_loss_of_one(card: ProcessCard, sample: tuple[Events, Events]) -> None:
+    """NCCL sums the gradients, gloo what is agreed upon."""
+    losses = []
+    for processes in (1, 2):
+        settings = config(augment=False, max_steps=12, processes=processes, accelerator="cuda")
+        _, history = run(card, sample, settings)
+        losses.append([r["validation_loss"] for r in history.records])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
 @pytest.mark.slow
@@ -174,6 +193,177 @@ def test_every_family_trains_in_two_processes(
     assert last_loss(2, 3) == pytest.approx(float(alone.mean()), abs=4 * width)
 
 
+STUCK = """\
+import time
+from massrecon.models import rank_process, training
+
+began = training._Task.training_step
+
+def stuck(self, batch, batch_idx=0):
+    while batch[0] == 25:
+        time.sleep(0.1)
+    return began(self, batch, batch_idx)
+
+training._Task.training_step = stuck
+rank_process.main()
+"""
+
+
+def beating(*lines: str) -> subprocess.Popen[bytes]:
+    """A process that says its lines but for the last; that again and again if one is ``...``."""
+    script = (
+        "import sys, time\n"
+        "*lines, last = sys.argv[1:]\n"
+        "for line in lines:\n"
+        "    print(line, flush=True)\n"
+        "while '...' in lines:\n"
+        "    print(last, flush=True)\n"
+        "    time.sleep(0.1)\n"
+        "time.sleep(600)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", script, *lines], stdout=subprocess.PIPE)
+
+
+@pytest.fixture
+def watched() -> Iterator[Callable[..., RankWatch]]:
+    """Starts a watch over processes, and ends both."""
+    watches: list[RankWatch] = []
+    others: list[subprocess.Popen[bytes]] = []
+
+    def start(*lines: tuple[str, ...], seconds: float) -> RankWatch:
+        others.extend(beating(*said) for said in lines)
+        watches.append(RankWatch(others, seconds))
+        watches[-1].start()
+        assert watches[-1].await_ready() is None
+        return watches[-1]
+
+    yield start
+    for watch in watches:
+        watch.end()
+    for other in others:
+        other.kill()
+        other.wait()
+        assert other.stdout is not None
+        other.stdout.close()
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> bool:
+    """Waits for something, as a process waits for the others."""
+    last = time.monotonic() + seconds
+    while not condition() and time.monotonic() < last:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+def in_torch(function: Callable[..., bool]) -> Callable[..., bool]:
+    """The same function, but of torch's collectives."""
+    code = function.__code__.replace(co_filename="/x/torch/distributed/distributed_c10d.py")
+    return FunctionType(code, function.__globals__, argdefs=function.__defaults__)
+
+
+def test_the_watch_names_a_silent_process(watched: Callable[..., RankWatch]) -> None:
+    lively = ("ready", "...", "at its work")
+    watch = watched(lively, ("ready", "at work", ""), seconds=25.0)
+    assert until(lambda: watch.verdict)
+    expected = r"Process 2 of .* no sign of life for 5 s .*process 1 was at its work; process 2 was"
+    assert re.search(expected, str(watch.verdict))
+
+
+def test_the_watch_names_who_keeps_others_waiting(watched: Callable[..., RankWatch]) -> None:
+    lively = [("ready", "...", line) for line in ("waiting for all", "at a disk", "waiting too")]
+    watch = watched(*lively, seconds=3.0)
+    # the first process has work of its own: nobody is blamed
+    assert not until(lambda: watch.verdict, seconds=5.0)
+    # the first process waits, but not for the same thing all the time
+    waits = in_torch(until)
+    for _ in range(8):
+        assert not waits(lambda: watch.verdict, seconds=0.7)
+    assert waits(lambda: watch.verdict)
+    assert "Process 2 of the training" in str(watch.verdict)
+    assert "kept the others waiting for 3 s" in str(watch.verdict)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [
+        ("stops", r"Process 1 of .* gave no sign of life for 3 s and was ended"),
+        ("is stuck", r"Process 1 of .* kept the others waiting for 15 s.*in __main__\.stuck, line"),
+    ],
+)
+def test_a_process_that_hangs_is_named_and_nothing_lost(
+    does: str,
+    message: str,
+    card: ProcessCard,
+    sample: tuple[Events, Events],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One is stopped by a signal, as when the machine swaps; one lives but does not come along."""
+    settings = config(max_steps=400, rounds=40, processes=2, process_minutes=0.25)
+    folder = tmp_path / "t"
+    stopper = threading.Thread(target=when_checkpointed, args=(folder, signal.SIGSTOP))
+    if does == "stops":
+        stopper.start()
+    else:
+        monkeypatch.setattr(ranks_module, "COMMAND", (sys.executable, "-c", STUCK))
+    with pytest.raises(ModelError, match=message) as found:
+        run(card, sample, settings, checkpoint_dir=folder)
+    if does == "stops":
+        stopper.join()
+    assert "The same call goes on from the last checkpoint" in str(found.value)
+    assert not psutil.Process().children()
+    step = torch.load(folder / "training.ckpt", weights_only=True)["step"]
+    assert 0 < step < 400
+    monkeypatch.undo()
+    # how long to wait is no part of the training: it may be changed
+    patient = dataclasses.replace(settings, process_minutes=1.0)
+    _, history = run(card, sample, patient, checkpoint_dir=folder)
+    assert history.records[-1]["step"] == 400
+    assert [r["step"] for r in history.records].count(step) == 1
+
+
+def test_a_training_that_is_suspended_itself_goes_on(tmp_path: Path) -> None:
+    """The time in which the first process is stopped, as by ctrl-Z, is not held against others."""
+    script = (
+        "import subprocess, sys, time\n"
+        "from massrecon.models.rank_watch import RankWatch\n"
+        'beat = \'import time\\nprint("ready")\\nwhile True:\\n print("at x", flush=True)\\n'
+        " time.sleep(.2)'\n"
+        "other = subprocess.Popen([sys.executable, '-c', beat], stdout=subprocess.PIPE)\n"
+        "watch = RankWatch([other], 15.0)\n"
+        "watch.start()\n"
+        "assert watch.await_ready() is None\n"
+        "print('here', flush=True)\n"
+        "time.sleep(8)\n"
+        "watch.end()\n"
+        "other.kill()\n"
+        "sys.exit(str(watch.verdict or 0))\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert first.stdout is not None
+    assert first.stdout.readline() == "here\n"
+    others = psutil.Process(first.pid).children()
+    for process in (*others, first):
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(5)  # longer than the 3 s of silence that are allowed
+    for process in (first, *others):
+        process.send_signal(signal.SIGCONT)
+    _, errors = first.communicate(timeout=60)
+    assert errors.strip() == "0"
+
+
+def when_checkpointed(folder: Path, number: signal.Signals) -> None:
+    """Sends a signal to the other processes of a training once it has a checkpoint."""
+    while not (folder / "training.ckpt").exists():
+        time.sleep(0.05)
+    for child in psutil.Process().children():
+        os.kill(child.pid, number)
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_noticed_and_the_training_resumed(
     card: ProcessCard, sample: tuple[Events, Events], tmp_path: Path
@@ -181,14 +371,7 @@ def test_a_killed_process_is_noticed_and_the_training_resumed(
     settings = config(max_steps=400, rounds=20, processes=2)
     expected, _ = run(card, sample, settings)
     folder = tmp_path / "t"
-
-    def kill() -> None:
-        while not (folder / "training.ckpt").exists():
-            time.sleep(0.05)
-        for child in psutil.Process().children():
-            os.kill(child.pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=when_checkpointed, args=(folder, signal.SIGKILL))
     killer.start()
     with pytest.raises(ModelError, match=r"Process 1 of the training .* \(exit code -9\)"):
         run(card, sample, settings, checkpoint_dir=folder)

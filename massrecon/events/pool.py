@@ -41,8 +41,10 @@ To give it back and ask for it again costs a few per cent of the time.
 SCRATCH = ".scratch"
 """Folder for the temporary files of the workers, beside the events."""
 
-PATIENCE = 600.0
-"""After how many seconds without a sign a busy worker is taken for dead."""
+PATIENCE = 180.0
+"""After how many seconds without a sign a busy worker is taken for dead and replaced.
+
+It gives one after every group of collisions, which takes seconds."""
 
 
 @dataclass

@@ -11,19 +11,16 @@ import sys
 import threading
 from pathlib import Path
 
-from massrecon.models.ranks import READY
+from massrecon.models.rank_watch import READY, say, tell_place
 from massrecon.models.training import join_training
 
 
 def main() -> None:
     """Takes part in the training whose orders are in a folder."""
     threading.Thread(target=_end_with_the_first, daemon=True).start()
-    join_training(Path(sys.argv[1]), int(sys.argv[2]), _tell)
-
-
-def _tell() -> None:
-    sys.stdout.write(f"{READY}\n")
-    sys.stdout.flush()
+    main_thread = threading.get_ident()
+    threading.Thread(target=tell_place, args=(main_thread,), daemon=True).start()
+    join_training(Path(sys.argv[1]), int(sys.argv[2]), lambda: say(READY))
 
 
 def _end_with_the_first() -> None:

@@ -4,7 +4,7 @@ The first process is the caller's own. The others are started as programs and fi
 need in a folder: model, prepared events, recipe and the state of the training. A script therefore
 needs no ``__main__`` guard, a notebook works as a script does, and nothing is unpickled. They meet
 through a file, talk over the loopback interface alone, and end when their standard input does, so
-that none outlives the first.
+that none outlives the first. One that hangs is ended; see `massrecon.models.rank_watch`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ from torch import distributed as dist
 
 import massrecon
 from massrecon.errors import InputError, MassReconError, ModelError
+from massrecon.models.rank_watch import RankWatch
 
 COMMAND = (sys.executable, "-m", "massrecon.models.rank_process")
 """What starts a process; the folder with its orders and its number follow."""
 
-READY = "ready"
-"""What a process writes when it is about to meet the others."""
-
 _ORDERS = "orders.json"
 _MEETING = "meeting"
 _LOG_TAIL = 2000
-_TIMEOUT = timedelta(minutes=30)
+_NO_LIMIT = timedelta(days=7)  # between processors it is the watch that notices
+_TIMEOUT_OF_GPUS = timedelta(minutes=30)  # after which torch itself gives NCCL up
 _LAST_WORDS = 10.0
 _GOODBYE = 60.0
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -120,12 +119,13 @@ def read_orders(folder: Path) -> dict[str, Any]:
 def together(rank: Rank, folder: Path, device: str) -> Iterator[None]:
     """Connects this process with the others while the block runs."""
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    limit = _TIMEOUT_OF_GPUS if device == "cuda" else _NO_LIMIT
     with _environment({"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", _LOOPBACK)}):
         store = dist.FileStore(  # pyright: ignore[reportPrivateImportUsage]  documented
             str(folder / _MEETING), rank.world
         )
         dist.init_process_group(
-            backend, store=store, rank=rank.number, world_size=rank.world, timeout=_TIMEOUT
+            backend, store=store, rank=rank.number, world_size=rank.world, timeout=limit
         )
         try:
             yield
@@ -134,27 +134,29 @@ def together(rank: Rank, folder: Path, device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def others_started(world: int, folder: Path, device: str) -> Iterator[None]:
+def others_started(world: int, folder: Path, device: str, minutes: float) -> Iterator[None]:
     """Starts the other processes of a training, connects with them, and ends them.
 
     Args:
         world: Number of processes, the caller's among them.
         folder: Folder with the orders; logs go there.
         device: ``"cpu"`` or ``"cuda"``.
+        minutes: How long the first process waits for the others in a step [min].
 
     Raises:
-        ModelError: If one of them ends before its time; the message has its last words.
+        ModelError: If one of them ends before its time, with its last words, or hangs.
     """
     threads = torch.get_num_threads()
     each = max(1, threads // world) if device == "cpu" else threads
-    others: list[subprocess.Popen[str]] = []
+    others: list[subprocess.Popen[bytes]] = []
+    watch = None
     try:
         for number in range(1, world):
             others.append(_started(number, folder, each))
-        for number, other in enumerate(others, start=1):
-            assert other.stdout is not None
-            if other.stdout.readline().strip() != READY:
-                raise _obituary(number, other, folder)
+        watch = RankWatch(others, 60 * minutes)
+        watch.start()
+        if (number := watch.await_ready()) is not None:
+            raise watch.verdict or _obituary(number, others[number - 1], folder)
         torch.set_num_threads(each)
         with together(Rank(0, world), folder, device):
             yield
@@ -163,15 +165,17 @@ def others_started(world: int, folder: Path, device: str) -> Iterator[None]:
     except MassReconError:
         raise
     except (RuntimeError, subprocess.TimeoutExpired) as error:
-        if cause := _cause(others, folder):
+        if cause := (watch and watch.verdict) or _cause(others, folder):
             raise cause from error
         raise
     finally:
         torch.set_num_threads(threads)
+        if watch is not None:
+            watch.end()
         _end(others)
 
 
-def _started(number: int, folder: Path, threads: int) -> subprocess.Popen[str]:
+def _started(number: int, folder: Path, threads: int) -> subprocess.Popen[bytes]:
     home = str(Path(massrecon.__file__).resolve().parents[1])
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
@@ -186,7 +190,6 @@ def _started(number: int, folder: Path, threads: int) -> subprocess.Popen[str]:
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment,
-            text=True,
             start_new_session=True,  # ctrl-C is for the first process, which ends the others
         )
 
@@ -195,7 +198,7 @@ def _log_of(number: int, folder: Path) -> Path:
     return folder / f"process-{number}.log"
 
 
-def _cause(others: list[subprocess.Popen[str]], folder: Path) -> ModelError | None:
+def _cause(others: list[subprocess.Popen[bytes]], folder: Path) -> ModelError | None:
     """Says which process broke the connection, None if all are well."""
     for other in others:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -206,7 +209,7 @@ def _cause(others: list[subprocess.Popen[str]], folder: Path) -> ModelError | No
     return None
 
 
-def _obituary(number: int, other: subprocess.Popen[str], folder: Path) -> ModelError:
+def _obituary(number: int, other: subprocess.Popen[bytes], folder: Path) -> ModelError:
     with contextlib.suppress(subprocess.TimeoutExpired):
         other.wait(timeout=_LAST_WORDS)
     log = _log_of(number, folder).read_text(encoding="utf-8", errors="replace").strip()
@@ -216,7 +219,7 @@ def _obituary(number: int, other: subprocess.Popen[str], folder: Path) -> ModelE
     )
 
 
-def _end(others: list[subprocess.Popen[str]]) -> None:
+def _end(others: list[subprocess.Popen[bytes]]) -> None:
     for other in others:
         other.kill()
         other.wait()

@@ -57,6 +57,8 @@ class TrainingConfig:
         accelerator: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
         processes: How many processes of this machine share each batch: one for each GPU, or some
             on its cores. The loss is the same, the noise of training another one.
+        process_minutes: How long the first of several processes waits in a step for another that
+            is alive before it ends it [min]; one without any sign of life gets a fifth of that.
         shuffle_events: How many events a training from files keeps in memory at most, to mix them
             (see `massrecon.models.streaming`); a file with more than half of them is kept whole.
         seed: Seed of data order, augmentation and noise.
@@ -80,6 +82,7 @@ class TrainingConfig:
     metric_events: int = 256
     accelerator: str = "auto"
     processes: int = 1
+    process_minutes: float = 5.0
     shuffle_events: int = 100_000
     seed: int = 0
 
@@ -91,7 +94,7 @@ class TrainingConfig:
             raise InputError("'max_minutes', 'max_epochs' and 'max_steps' should be positive.")
         for name in (
             *("batch_size", "rounds", "metric_events", "learning_rate", "gradient_clip"),
-            *("processes", "shuffle_events"),
+            *("processes", "process_minutes", "shuffle_events"),
         ):
             if getattr(self, name) <= 0:
                 raise InputError(f"'{name}' should be positive, got {getattr(self, name)}.")
@@ -111,13 +114,18 @@ class TrainingConfig:
             raise InputError("'ema_decay' should be in [0, 1) and 'warm_up' in [0, 1].")
 
     def facts(self) -> dict[str, Any]:
-        """Returns what decides the outcome; settings of scale only where they are not the usual."""
+        """Returns what decides the outcome; settings of scale only where they are not the usual.
+
+        How long to wait for a process decides nothing.
+        """
         usual = {
             "processes": 1,
             "shuffle_events": type(self).shuffle_events,
             "compile": "none",
         }
-        return {k: v for k, v in dataclasses.asdict(self).items() if usual.get(k) != v}
+        given = dataclasses.asdict(self)
+        del given["process_minutes"]
+        return {name: value for name, value in given.items() if usual.get(name) != value}
 
     def now(self) -> float:
         """Reads the clock of the budget [s]."""

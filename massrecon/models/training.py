@@ -154,7 +154,8 @@ def _plan_and_run(
     with contextlib.ExitStack() as stack:
         if config.processes > 1:
             hand_over(supplies, task.model, data, check.validation, state, config)
-            stack.enter_context(others_started(config.processes, supplies, device))
+            minutes = config.process_minutes
+            stack.enter_context(others_started(config.processes, supplies, device, minutes))
         stack.enter_context(_quiet_lightning())
         _run(task, batches, check, folder, progress)
 
