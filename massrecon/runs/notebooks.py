@@ -141,11 +141,21 @@ def check_parameters(notebook: str | Path, values: Mapping[str, Any]) -> dict[st
     Raises:
         InputError: If a name is unknown or a value has the wrong type.
     """
-    declared = notebook_parameters(notebook)
+    return converted(values, notebook_parameters(notebook), find_notebook(notebook).stem)
+
+
+def converted(
+    values: Mapping[str, Any], declared: Mapping[str, Parameter], notebook: str
+) -> dict[str, Any]:
+    """Checks and converts parameters like `check_parameters`, for a notebook that was read before.
+
+    Raises:
+        InputError: If a name is unknown or a value has the wrong type.
+    """
     checked = {}
     for name, value in values.items():
         if name not in declared:
-            raise unknown_name(f"parameter of {find_notebook(notebook).stem}", name, declared)
+            raise unknown_name(f"parameter of {notebook}", name, declared)
         checked[name] = declared[name].convert(value)
     return checked
 

@@ -13,11 +13,18 @@ from typing import Any
 
 import yaml
 
-from massrecon.errors import InputError, require_extra
+from massrecon.errors import InputError, RunError, require_extra
 from massrecon.events.cardfile import read_yaml
 
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
 """Batch systems by the name that a profile gives, with their class in dask-jobqueue."""
+
+_SETTINGS = {
+    # a point whose worker died is counted and started again by the scan itself
+    "distributed.scheduler.allowed-failures": 0,
+    # looks at all stacks a hundred times a second, for a dashboard that nobody sees
+    "distributed.worker.profile.enabled": False,
+}
 
 _MEGABYTE = 1e6
 _MEMORY_OF_A_POINT = 1500.0  # [MB]
@@ -85,14 +92,14 @@ def connected(choice: ClusterChoice) -> Iterator[Any]:
     Raises:
         InputError: If the scheduler does not answer, or a profile cannot be used.
         MissingExtraError: If Dask is not installed.
+        RunError: If workers of our own do not start.
     """
     distributed = require_extra("distributed", extra="cluster")
     dask = require_extra("dask", extra="cluster")
     for name in ("distributed", "distributed.nanny", "distributed.scheduler", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
-        # a point whose worker died is counted and started again by the scan itself
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 0}))
+        stack.enter_context(dask.config.set(_SETTINGS))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of Dask and its loop, about ports and slow ends
         if choice.scheduler is not None:
@@ -105,14 +112,20 @@ def connected(choice: ClusterChoice) -> Iterator[Any]:
 
 def _local(distributed: Any, choice: ClusterChoice) -> Any:
     """Starts workers of one thread each, reachable by this user only."""
-    return distributed.LocalCluster(
-        n_workers=local_workers(choice),
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address=choice.dashboard,
-        memory_limit=0,  # the points are watched, not the workers, which are small
-        security=True,  # other users of the machine can reach its ports, but have no key
-    )
+    try:
+        return distributed.LocalCluster(
+            n_workers=local_workers(choice),
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=choice.dashboard,
+            memory_limit=0,  # the points are watched, not the workers, which are small
+            security=True,  # other users of the machine can reach its ports, but have no key
+        )
+    except RuntimeError as error:
+        raise RunError(
+            f"The workers did not start: {error} In a script, start the scan below the line  "
+            "if __name__ == '__main__':"
+        ) from error
 
 
 def _at_address(distributed: Any, address: str) -> Any:

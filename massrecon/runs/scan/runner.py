@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import shutil
 import time
@@ -16,7 +17,7 @@ from massrecon.errors import InputError, RunError, require_extra
 from massrecon.events.manifest import locked
 from massrecon.provenance import write_text
 from massrecon.runs.notebooks import (
-    check_parameters,
+    converted,
     find_notebook,
     notebook_parameters,
     notebook_sha256,
@@ -40,6 +41,9 @@ _CATALOGUE_SHARE = 20.0
 
 _LOOK = 2.0
 """Time after which to look whether the scheduler is still there [s]."""
+
+_Key = tuple[str, str, int]
+"""Key of a task: the point and how often it has been started."""
 
 _LEAST_ROOM = 1_000_000
 """A disk with less free space is full [bytes]."""
@@ -105,7 +109,7 @@ def plan_scan(notebook: str | Path, design: Design | str | Path, out: str | Path
     copy, points = _copy_of(path), {}
     for values in points_of(design):
         wanted = parameters_of(values, design, known)
-        point = Point.of(values, check_parameters(path, wanted), copy)
+        point = Point.of(values, converted(wanted, known, path.stem), copy)
         points[point.key] = point
     return ScanPlan.of(list(points.values()), out)
 
@@ -208,6 +212,7 @@ class _Run:
         try:
             with shown:
                 if todo:
+                    rebuild_catalogue(self.out, running=True)  # readers find one from the start
                     self._work(todo, shown)
         finally:
             rebuild_catalogue(self.out)
@@ -237,7 +242,7 @@ class _Run:
         """Runs points and returns those that should be tried again alone."""
         waiting, hungry = deque(points), []
         with connected(cluster) as client:
-            running = _Running(client)
+            running = _Running(client, self.out)
             while waiting or running:
                 room = 1 if last else _AHEAD * max(1, running.n_workers())
                 while waiting and len(running) < room:
@@ -293,22 +298,27 @@ class _Run:
 class _Running:
     """The points that a cluster is at."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._futures: dict[str, tuple[Any, Point]] = {}
-        self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+    def __init__(self, client: Any, out: Path) -> None:
+        self._client, self._out = client, out
+        self._futures: dict[_Key, tuple[Any, Point]] = {}
+        self._ended: queue.SimpleQueue[_Key] = queue.SimpleQueue()
+        self._n_workers, self._counted = 0, -math.inf
 
     def __len__(self) -> int:
         return len(self._futures)
 
     def n_workers(self) -> int:
-        """Returns how many workers there are now."""
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+        """Returns how many workers there were, seconds ago at most."""
+        if not self._n_workers or time.monotonic() - self._counted > _LOOK:
+            self._n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
+            self._counted = time.monotonic()
+        return self._n_workers
 
     def start(self, work: tuple[Any, ...]) -> None:
         """Hands a point to the cluster."""
         point, attempt = work[0], work[-1]
-        key = f"{point.key}-{attempt}"
+        # the scheduler keeps what it learns of each first part of a key for good
+        key = ("point", point.key, attempt)
         future = self._client.submit(run_point, *work, key=key, pure=False)
         self._futures[key] = (future, point)
         future.add_done_callback(lambda _, key=key: self._ended.put(key))
@@ -328,13 +338,21 @@ class _Running:
         self._check_scheduler()
         future, point = self._futures.pop(key)
         if future.status == "finished":
-            return point, future.result()
+            # the file is at hand, the worker's answer two connections away
+            return point, self._state_on_disk(point, key[-1]) or future.result()
         error = future.exception() if future.status == "error" else None
         if isinstance(error, OSError):
             raise RunError(f"A worker cannot write: {error}. Then the same command goes on.")
         if error is not None and type(error).__name__ not in ("KilledWorker", "CancelledError"):
             raise error
         return point, None
+
+    def _state_on_disk(self, point: Point, attempt: int) -> PointState | None:
+        """Reads how a point ended; None where the disk of another machine does not say so yet."""
+        state = PointState.load(point.folder(self._out))
+        if state is None or state.state not in ("done", *FAILURES):
+            return None
+        return state if state.state == "done" or state.attempts == attempt else None
 
     def _check_scheduler(self) -> None:
         if self._client.status != "running":
