@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -249,6 +252,84 @@ def test_profile_becomes_a_batch_job(tmp_path: Path) -> None:
     assert jobs == 3
     assert "#SBATCH -p long" in script
     assert "#SBATCH -t 02:00:00" in script
+
+
+def reachable() -> list[tuple[str, int]]:
+    """Addresses at which this process and those it started listen."""
+    me = psutil.Process()
+    found = []
+    for process in (me, *me.children(recursive=True)):
+        listening = (c for c in process.net_connections("inet") if c.status == "LISTEN")
+        found += [(c.laddr.ip, c.laddr.port) for c in listening]
+    return found
+
+
+def page_of(port: int, path: str) -> int | None:
+    """The answer of a port to a request for a page; None where it does not speak HTTP."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+PAGES = ("/", "/status", "/info/main/workers.html", "/json/counts.json", "/metrics")
+
+
+def test_a_local_cluster_is_for_this_user_alone() -> None:
+    before = set(reachable())
+    with clusters_module.connected(ONE) as client:
+        listening = set(reachable()) - before
+        assert len(listening) >= 2
+        assert {ip for ip, _ in listening} == {"127.0.0.1"}
+        assert client.scheduler.address.startswith("tls://")
+        answers = {page_of(port, path) for _, port in listening for path in PAGES}
+        assert answers <= {None, 404}
+
+
+def test_a_dashboard_is_there_only_on_demand() -> None:
+    before = set(reachable())
+    with clusters_module.connected(ClusterChoice(workers=1, dashboard="127.0.0.1:0")):
+        listening = set(reachable()) - before
+        assert {ip for ip, _ in listening} == {"127.0.0.1"}
+        assert 200 in {page_of(port, "/json/counts.json") for _, port in listening}
+
+
+def test_a_batch_system_gets_keys_and_no_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for SLURM keeps the script that it is handed."""
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(
+        f"system: slurm\njobs: 1\ncores: 1\nmemory: 1GB\nshared_temp_directory: {tmp_path}\n"
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(InputError, match="there is no command 'sbatch' here"),
+        clusters_module.connected(ClusterChoice(profile=profile)),
+    ):
+        pytest.fail("It connected.")
+    for name, does in {"sbatch": f"cat $1 > {tmp_path}/job", "scancel": "true"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\necho Submitted batch job 7\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    before = set(reachable())
+    with clusters_module.connected(ClusterChoice(profile=profile)) as client:
+        assert client.scheduler.address.startswith("tls://")
+        wait_for((tmp_path / "job").is_file, 60)
+        script = (tmp_path / "job").read_text()
+        listening = set(reachable()) - before
+        assert {page_of(port, path) for _, port in listening for path in PAGES} <= {None, 404}
+    assert "--protocol tls://" in script
+    assert "--no-dashboard" in script
+    keys = re.findall(r"--tls-key (\S+)", script)
+    assert [Path(key).parent for key in keys] == [tmp_path]
+    del client
+    gc.collect()  # dask-jobqueue leaves it to this to close its files, and so to remove them
+    assert not Path(keys[0]).exists()
 
 
 @pytest.fixture

@@ -74,14 +74,20 @@ class MemoryWatch(threading.Thread):
             time.sleep(1)
 
 
-def bare_seconds(notebook: Path, folder: Path, n: int) -> float:
-    """Measures a point alone: the same notebook in this process, without Dask."""
+def bare_seconds(notebook: Path, folder: Path, n: int) -> tuple[float, float]:
+    """Measures a point alone, on the clock and of a processor: the same notebook without Dask."""
     process = SharedProcess()
     process.run(notebook, {"x": 0.0}, folder / "first")
-    started = time.monotonic()
+    started, used = time.monotonic(), processor_seconds()
     for i in range(n):
         process.run(notebook, {"x": float(i)}, folder / f"{i}")
-    return (time.monotonic() - started) / n
+    return (time.monotonic() - started) / n, (processor_seconds() - used) / n
+
+
+def processor_seconds() -> float:
+    """Returns the processor time of this process and of all that it started and that ended [s]."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def main() -> None:
@@ -93,18 +99,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         notebook = write_notebook(folder)
-        alone = bare_seconds(notebook, folder / "bare", 200)
+        alone, alone_used = bare_seconds(notebook, folder / "bare", 200)
         watch = MemoryWatch()
         watch.start()
         design = Design.model_validate(
             {"axes": {"x": {"from": 1, "to": arguments.points, "step": 1}}}
         )
-        started = time.monotonic()
+        started, used = time.monotonic(), processor_seconds()
         counts = run_scan(
             notebook, design, folder / "scan", cluster=ClusterChoice(workers=arguments.workers),
             limits=Limits(isolation="shared"),
         )  # fmt: skip
-        wall = time.monotonic() - started
+        wall, used = time.monotonic() - started, processor_seconds() - used
         seconds = load_catalogue(folder / "scan").column("seconds").to_pylist()
     n, quarter = len(watch.own), max(1, len(watch.own) // 4)
     results: dict[str, Any] = {
@@ -117,6 +123,8 @@ def main() -> None:
         "median_ms_in_the_worker": 1000 * statistics.median(seconds),
         "ms_of_the_notebook_alone": 1000 * alone,
         "overhead_ms": 1000 * (wall * arguments.workers / arguments.points - alone),
+        "processor_ms_per_point": 1000 * used / arguments.points,
+        "processor_overhead_ms": 1000 * (used / arguments.points - alone_used),
         "own_memory_mb": [statistics.mean(watch.own[quarter : 2 * quarter]),
                           statistics.mean(watch.own[n - quarter :])],
         "memory_of_workers_mb": [statistics.mean(watch.others[quarter : 2 * quarter]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,21 @@ _SETTINGS = {
     "distributed.worker.profile.enabled": False,
 }
 
+_NO_PAGES = {
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
+"""Leaves Dask's pages out, which everybody can read who reaches their port."""
+
+_PRIVATE = {
+    "security": True,
+    "scheduler_options": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+    "worker_extra_args": ["--no-dashboard"],
+}
+"""Options of a batch system's cluster that a profile may change: TLS, and no pages."""
+
+_SUBMITS = {"slurm": "sbatch", "htcondor": "condor_submit"}
+
 _MEGABYTE = 1e6
 _MEMORY_OF_A_POINT = 1500.0  # [MB]
 _LEFT_TO_OTHERS = 0.8  # share of the free memory that a scan may use
@@ -42,9 +58,11 @@ class ClusterChoice:
             workers need massrecon, and the folder of the scan under the same path.
         profile: YAML file that says how to ask a batch system for workers: ``system`` (slurm or
             htcondor), ``jobs``, the number of jobs, and the options of dask-jobqueue's cluster,
-            such as ``cores``, ``memory``, ``walltime``, ``queue``.
-        dashboard: Address of Dask's dashboard, such as ``127.0.0.1:8787``. It has no password, so
-            that there is none by default.
+            such as ``cores``, ``memory``, ``walltime``, ``queue``. Its jobs and the scheduler
+            speak TLS, with keys of this run that lie in the present folder (or in
+            ``shared_temp_directory``) meanwhile, unless the profile sets ``security``.
+        dashboard: Address of Dask's dashboard on this machine, such as ``127.0.0.1:8787``. It has
+            no password, so that there is none by default.
     """
 
     workers: int | None = None
@@ -99,7 +117,8 @@ def connected(choice: ClusterChoice) -> Iterator[Any]:
     for name in ("distributed", "distributed.nanny", "distributed.scheduler", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set(_SETTINGS))
+        pages = {} if choice.dashboard else _NO_PAGES
+        stack.enter_context(dask.config.set({**_SETTINGS, **pages}))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of Dask and its loop, about ports and slow ends
         if choice.scheduler is not None:
@@ -117,7 +136,8 @@ def _local(distributed: Any, choice: ClusterChoice) -> Any:
             n_workers=local_workers(choice),
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=choice.dashboard,
+            dashboard_address=choice.dashboard or "127.0.0.1:0",
+            scheduler_kwargs={"dashboard": choice.dashboard is not None},
             memory_limit=0,  # the points are watched, not the workers, which are small
             security=True,  # other users of the machine can reach its ports, but have no key
         )
@@ -140,9 +160,14 @@ def _at_address(distributed: Any, address: str) -> Any:
 def _from_profile(choice: ClusterChoice) -> Any:
     """Asks a batch system for workers."""
     system, jobs, options = read_profile(choice.profile)
+    if shutil.which(_SUBMITS[system]) is None:
+        raise InputError(
+            f"{choice.profile}: there is no command '{_SUBMITS[system]}' here: run the scan where "
+            f"jobs of {system} are submitted."
+        )
     jobqueue = require_extra("dask_jobqueue", extra="cluster")
     try:
-        cluster = getattr(jobqueue, BATCH_SYSTEMS[system])(**options)
+        cluster = getattr(jobqueue, BATCH_SYSTEMS[system])(**{**_PRIVATE, **options})
     except (TypeError, ValueError) as error:
         raise InputError(f"{choice.profile}: {error}.") from error
     cluster.scale(jobs=jobs)
