@@ -208,6 +208,7 @@ def test_second_scan_on_a_folder_is_refused(notebook: Path, tmp_path: Path) -> N
     [
         ({"workers": 0}, "'workers' should be at least 1, got 0"),
         ({"workers": 1, "scheduler": "tcp://x:1"}, "workers and scheduler exclude one another"),
+        ({"scheduler": "tcp://x:1", "dashboard": ":1"}, "'dashboard' is that of workers on this"),
     ],
 )
 def test_wrong_clusters(options: dict[str, Any], message: str) -> None:

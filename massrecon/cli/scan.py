@@ -46,6 +46,13 @@ Scheduler = Annotated[
 Profile = Annotated[
     Path | None, typer.Option(help="YAML file that says how to ask SLURM or HTCondor for workers.")
 ]
+Dashboard = Annotated[
+    str | None,
+    typer.Option(
+        help="Show Dask's dashboard at HOST:PORT of this machine; it has no password.",
+        show_default="none",
+    ),
+]
 Minutes = Annotated[float | None, typer.Option(help="Longest time of a point, in minutes.")]
 Memory = Annotated[
     float | None,
@@ -74,6 +81,7 @@ def run(
     workers: Workers = None,
     scheduler: Scheduler = None,
     profile: Profile = None,
+    dashboard: Dashboard = None,
     minutes: Minutes = None,
     memory: Memory = None,
     light: Light = False,
@@ -82,7 +90,7 @@ def run(
     """Run a notebook at the points of a design; the word run may be left out."""
     from massrecon.runs import scan
 
-    cluster = _cluster(workers, scheduler, profile)
+    cluster = _cluster(workers, scheduler, profile, dashboard)
     limits = _limits(minutes, memory, light)
     if dry_run:
         _show_plan(scan.plan_scan(notebook, design, out), cluster)
@@ -103,6 +111,7 @@ def _going_on(again: bool) -> Callable[..., None]:
         workers: Workers = None,
         scheduler: Scheduler = None,
         profile: Profile = None,
+        dashboard: Dashboard = None,
         minutes: Minutes = None,
         memory: Memory = None,
         light: Light = False,
@@ -110,7 +119,7 @@ def _going_on(again: bool) -> Callable[..., None]:
     ) -> None:
         from massrecon.runs.scan import resume_scan
 
-        cluster = _cluster(workers, scheduler, profile)
+        cluster = _cluster(workers, scheduler, profile, dashboard)
         limits = _limits(minutes, memory, light)
         _report(
             resume_scan(folder, retry=again, cluster=cluster, limits=limits, progress=not quiet),
@@ -155,10 +164,12 @@ def export(
     typer.echo(f"{rows:,} points are in {out}")
 
 
-def _cluster(workers: int | None, scheduler: str | None, profile: Path | None) -> ClusterChoice:
+def _cluster(
+    workers: int | None, scheduler: str | None, profile: Path | None, dashboard: str | None
+) -> ClusterChoice:
     from massrecon.runs.scan import ClusterChoice
 
-    return ClusterChoice(workers=workers, scheduler=scheduler, profile=profile)
+    return ClusterChoice(workers=workers, scheduler=scheduler, profile=profile, dashboard=dashboard)
 
 
 def _limits(minutes: float | None, memory: float | None, light: bool) -> Limits:

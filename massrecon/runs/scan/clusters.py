@@ -74,6 +74,11 @@ class ClusterChoice:
         given = [name for name in ("workers", "scheduler", "profile") if getattr(self, name)]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} exclude one another: give one of them.")
+        if self.dashboard is not None and not self.is_local:
+            raise InputError(
+                "'dashboard' is that of workers on this machine: a running scheduler has its own, "
+                "a profile sets it under 'scheduler_options'."
+            )
         if self.workers is not None and self.workers < 1:
             raise InputError(f"'workers' should be at least 1, got {self.workers}.")
 
