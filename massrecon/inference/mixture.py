@@ -7,9 +7,13 @@ that every estimator and diagnostic applies::
     mixture = fit_mixture(train, masses={"chi20": (400, 650), "chi10": (50, 500)})
     posterior = mixture_posterior(mixture, test, n_samples=200, seed=1)
 
-For the built-in cards fitted parameters come with massrecon::
+For the cards ``wino_udd`` and ``antler_ttbar`` fitted parameters come with massrecon::
 
     posterior = mixture_posterior(mixture_for("wino_udd"), events)
+
+Other cards start from parameters that nobody fitted, and promise no efficiency before `fit_mixture`.
+For ``ttbar_dilepton`` none are shipped on purpose: two neutrinos hide the masses, and on new events
+the fitted mixture was no better than one guess for all events.
 """
 
 from __future__ import annotations

@@ -22,6 +22,15 @@ def normal_below(x: float) -> float:
 
 
 @inlined
+def cut_once(alpha: float, beta: float) -> tuple[float, float, float]:
+    """Cuts like `cut` where the mean is inside and only one bound is near."""
+    near, side = (-alpha, 1.0) if beta > -alpha else (beta, -1.0)
+    inside = normal_below(near)
+    ratio = math.exp(-0.5 * near * near) * 0.3989422804014327 / inside
+    return math.log(inside), side * ratio, ratio * (ratio + near)
+
+
+@inlined
 def cut(alpha: float, beta: float) -> tuple[float, float, float]:
     """Cuts a standard normal: log P(alpha < x < beta), mean, and how much the variance shrinks."""
     far = max(alpha, -beta)
@@ -29,6 +38,8 @@ def cut(alpha: float, beta: float) -> tuple[float, float, float]:
         edge = far if alpha > 0.0 else -far
         log_tail = -0.5 * far * far - math.log(far * 2.5066282746310002)
         return log_tail, edge + 1.0 / edge, 1.0 - 1.0 / (far * far)
+    if alpha < 0.0 < beta and max(-alpha, beta) > _CERTAIN + 1.0:
+        return cut_once(alpha, beta)
     alpha, beta = max(alpha, -_FAR), min(beta, _FAR)
     upper, lower = (-alpha, -beta) if alpha + beta > 0.0 else (beta, alpha)
     inside = normal_below(upper)
@@ -52,12 +63,14 @@ def map_forms(
         means[i] = 0.0
         for p in range(forms.shape[1]):
             means[i] += forms[i, p] * mean[n, a, p]
+            column = 0.0  # of the products of form and covariance
+            for q in range(forms.shape[1]):
+                column += forms[i, q] * covariance[n, a, q, p]
+            for j in range(i, len(forms)):
+                entry = column * forms[j, p]
+                cov[j, i] = entry if p == 0 else cov[j, i] + entry
         for j in range(i, len(forms)):
-            entry = 0.0
-            for p in range(forms.shape[1]):
-                for q in range(forms.shape[1]):
-                    entry += forms[i, p] * covariance[n, a, p, q] * forms[j, q]
-            cov[i, j] = cov[j, i] = entry
+            cov[i, j] = cov[j, i]
 
 
 @inlined

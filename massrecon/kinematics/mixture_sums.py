@@ -272,7 +272,8 @@ def find(information: Array, n: int, h: Hypotheses, choice: Choice, to: Sum) -> 
     kept = 0
     for k in range(found):
         if to.scores[k] > best + choice.least:
-            move(to, k, kept)
+            if k > kept:
+                move(to, k, kept)
             kept += 1
     return kept
 
@@ -310,35 +311,15 @@ def keep(to: Sum, choice: Choice, k: int, at: tuple, into: Results) -> None:
 
 
 @inlined
-def add_moments(to: Sum, choice: Choice, k: int, at: tuple, weight: float, into: Results) -> None:
-    """Adds the moments of a hypothesis, with its mean moved into the bounds, to a component."""
-    row, i = at
+def add_moments(to: Sum, choice: Choice, k: int, weight: float) -> None:
+    """Adds the moments of a hypothesis, with its mean moved into the bounds."""
     m = len(choice.origin)
-    into.log_weight[row, i] += weight
     for p in range(m):
-        low, high = choice.bounds[2 * p], choice.bounds[2 * p + 1]
-        to.mean[p] = min(max(to.gaussians[k, p], low), high)
-        into.mean[row, i, p] += weight * to.mean[p]
-    for p in range(m):
-        for q in range(m):
-            second = to.gaussians[k, m + m * p + q] + to.mean[p] * to.mean[q]
-            into.covariance[row, i, p, q] += weight * second
-
-
-@inlined
-def finish_moments(choice: Choice, at: tuple, largest: float, into: Results) -> None:
-    """Turns sums of moments into a Gaussian of the log of the whole weight."""
-    row, i = at
-    total, m = into.log_weight[row, i], len(choice.origin)
-    into.log_weight[row, i] = largest + math.log(total)
-    for p in range(m):
-        into.mean[row, i, p] /= total
-    for p in range(m):
-        for q in range(m):
-            off = into.mean[row, i, p] * into.mean[row, i, q]
-            into.covariance[row, i, p, q] = into.covariance[row, i, p, q] / total - off
-    for p in range(m):
-        into.mean[row, i, p] += choice.origin[p]
+        x = min(max(to.gaussians[k, p], choice.bounds[2 * p]), choice.bounds[2 * p + 1])
+        to.mean[p] += weight * x
+        for q in range(p, m):
+            y = min(max(to.gaussians[k, q], choice.bounds[2 * q]), choice.bounds[2 * q + 1])
+            to.covariance[p, q] += weight * (to.gaussians[k, m + m * p + q] + x * y)
 
 
 @inlined
@@ -349,20 +330,28 @@ def merge(to: Sum, choice: Choice, at: tuple, limit: float, into: Results) -> in
     """
     row, found = at
     last, i = choice.kept - 1, 0
-    into.log_weight[row, last] = 0.0
-    into.mean[row, last] = 0.0
-    into.covariance[row, last] = 0.0
     for k in range(found):
         if to.scores[k] >= limit and i < last:
-            move(to, k, i)
+            if k > i:
+                move(to, k, i)
             i += 1
-    best = last
+    best, total, m = last, 0.0, len(choice.origin)
+    to.mean[:] = 0.0
+    to.covariance[:] = 0.0
     for k in range(last, found):
         weight = math.exp(to.scores[k] - limit)
-        add_moments(to, choice, k, (row, last), weight, into)
+        total += weight
+        add_moments(to, choice, k, weight)
         if to.scores[k] > to.scores[best]:
             best = k
-    finish_moments(choice, (row, last), limit, into)
+    into.log_weight[row, last] = limit + math.log(total)
+    for p in range(m):
+        to.mean[p] /= total
+        into.mean[row, last, p] = to.mean[p] + choice.origin[p]
+    for p in range(m):
+        for q in range(p, m):
+            entry = to.covariance[p, q] / total - to.mean[p] * to.mean[q]
+            into.covariance[row, last, p, q] = into.covariance[row, last, q, p] = entry
     return to.found[best]
 
 
