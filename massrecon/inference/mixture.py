@@ -11,7 +11,7 @@ For the cards ``wino_udd`` and ``antler_ttbar`` fitted parameters come with mass
 
     posterior = mixture_posterior(mixture_for("wino_udd"), events)
 
-Other cards start from parameters that nobody fitted, and promise no efficiency before `fit_mixture`.
+Other cards start from parameters that nobody fitted: they promise nothing before `fit_mixture`.
 For ``ttbar_dilepton`` none are shipped on purpose: two neutrinos hide the masses, and on new events
 the fitted mixture was no better than one guess for all events.
 """

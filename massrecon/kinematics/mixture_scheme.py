@@ -132,7 +132,8 @@ class MassScheme:
                 raise TopologyError(
                     f"The mass '{name}' cannot be computed in '{self.legs.topology.text}': "
                     f"{lost} goes unseen. An invisible leg is solved if it is the only one of its "
-                    "mother and the mother has a mass; its own mass is put in with 'known'."
+                    "mother and the mother has a mass; its own mass is put in as a number, with "
+                    f"'known' here or in the 'masses' of a card, such as {{'{name}': 100.0}}."
                 )
 
 
