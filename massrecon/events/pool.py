@@ -41,6 +41,8 @@ To give it back and ask for it again costs a few per cent of the time.
 SCRATCH = ".scratch"
 """Folder for the temporary files of the workers, beside the events."""
 
+_BEAT = 0.5  # [s] between two calls of `waited`
+
 PATIENCE = 180.0
 """After how many seconds without a sign a busy worker is taken for dead and replaced.
 
@@ -108,8 +110,9 @@ class WorkerPool:
         """
         while True:
             try:
-                number, pid, answer = self._answers.get(timeout=PATIENCE / 10)
+                number, pid, answer = self._answers.get(timeout=min(_BEAT, PATIENCE / 10))
             except queue.Empty:
+                self.waited()
                 self._kill_silent()
                 continue
             worker = self._workers[number]
@@ -125,6 +128,9 @@ class WorkerPool:
                     worker.limits.pop(answer["part"], None)
                 yield answer
                 self._kill_silent()
+
+    def waited(self) -> None:
+        """Is called twice a second while nothing is heard; one that raises ends the simulation."""
 
     def close(self) -> None:
         """Stops all workers and removes their temporary files."""

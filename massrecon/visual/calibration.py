@@ -44,29 +44,11 @@ def rank_histograms(
     """
     if not histograms:
         raise InputError("There should be at least one rank histogram to draw.")
-    figure = make_subplots(
-        cols=len(histograms), shared_yaxes=True, horizontal_spacing=_GAP,
-        subplot_titles=[mass_label((symbols or {}).get(name, name)) for name in histograms],
-    )  # fmt: skip
+    traces: list[go.Scatter] = []
     for column, histogram in enumerate(histograms.values(), 1):
-        edges = histogram.edges.numpy()
-        centre = (edges[1:] + edges[:-1]) / 2
-        band = histogram.band.numpy()
-        low, high = (1 - band).clip(min=0), 1 + band
-        figure.add_traces(
-            _band(centre, low, high, "95 % of calibrated posteriors", column == 1),
-            rows=1, cols=column,
-        )  # fmt: skip
-        bars = go.Scatter(
-            x=centre, y=histogram.density.numpy(), mode="markers", showlegend=column == 1,
-            name="events", marker={"color": COLOURS[0], "size": 7},
-            error_y={"array": histogram.error.numpy(), "thickness": 1.5},
-            error_x={"array": np.diff(edges) / 2, "thickness": 1, "width": 0},
-        )  # fmt: skip
-        figure.add_trace(bars, row=1, col=column)
-    figure.update_xaxes(title_text="share of draws below the truth", range=[0, 1])
-    figure.update_yaxes(title_text="events, relative to even ranks", rangemode="tozero", col=1)
-    figure.update_layout(legend=LEGEND_ABOVE)
+        traces += _ranks(histogram, column)
+    titles = [mass_label((symbols or {}).get(name, name)) for name in histograms]
+    figure = go.Figure(traces, _side_by_side(titles))
     spread = "; ".join(
         f"m({plain((symbols or {}).get(name, name))}): slope {h.slope:+.3f} ± {h.slope_error:.3f}, "
         f"variance {h.spread:.2f} ± {h.spread_error:.2f}"
@@ -77,6 +59,46 @@ def rank_histograms(
         f"posterior (variance above one), a slope a bias. {spread}."
     )
     return finish(figure, caption, height=420)
+
+
+def _ranks(histogram: RankHistogram, column: int) -> list[go.Scatter]:
+    """Draws a histogram and its band in one of the panels."""
+    edges, band = histogram.edges.numpy(), histogram.band.numpy()
+    centre, first = (edges[1:] + edges[:-1]) / 2, column == 1
+    low, high = (1 - band).clip(min=0), 1 + band
+    place = {"xaxis": _axis("x", column), "yaxis": _axis("y", column)}
+    bars = go.Scatter(
+        x=centre, y=histogram.density.numpy(), mode="markers", showlegend=first, name="events",
+        marker={"color": COLOURS[0], "size": 7}, **place,
+        error_y={"array": histogram.error.numpy(), "thickness": 1.5},
+        error_x={"array": np.diff(edges) / 2, "thickness": 1, "width": 0},
+    )  # fmt: skip
+    return [*_band(centre, low, high, "95 % of calibrated posteriors", first, **place), bars]
+
+
+def _axis(letter: str, column: int) -> str:
+    return letter if column == 1 else f"{letter}{column}"
+
+
+def _side_by_side(titles: Sequence[str]) -> dict[str, Any]:
+    """Lays out panels of ranks, all at once: an explorer draws them while a slider moves."""
+    width = (1 + _GAP) / len(titles) - _GAP
+    layout: dict[str, Any] = {"legend": LEGEND_ABOVE, "annotations": []}
+    for column, title in enumerate(titles, 1):
+        left = (column - 1) * (width + _GAP)
+        x, y = (f"{letter}axis{'' if column == 1 else column}" for letter in "xy")
+        layout[x] = {"domain": [left, left + width], "anchor": _axis("y", column), "range": [0, 1],
+                     "title": {"text": "share of draws below the truth"}}  # fmt: skip
+        layout[y] = {"anchor": _axis("x", column), "rangemode": "tozero"}
+        if column == 1:
+            layout[y]["title"] = {"text": "events, relative to even ranks"}
+        else:
+            layout[y] |= {"matches": "y", "showticklabels": False}
+        layout["annotations"].append(
+            {"text": title, "x": left + width / 2, "y": 1.0, "xref": "paper", "yref": "paper",
+             "xanchor": "center", "yanchor": "bottom", "showarrow": False, "font": {"size": 16}}
+        )  # fmt: skip
+    return layout
 
 
 def coverage_curves(curves: Mapping[str, CalibrationCurve], title: str = "") -> go.Figure:
@@ -91,25 +113,28 @@ def coverage_curves(curves: Mapping[str, CalibrationCurve], title: str = "") -> 
     """
     if not curves:
         raise InputError("There should be at least one calibration curve to draw.")
-    figure = go.Figure()
     first = next(iter(curves.values()))
     level = 100 * first.levels.numpy()
     low, high = (100 * end.numpy() - level for end in (first.low, first.high))
-    figure.add_traces(_band(level, low, high, "95 % of calibrated posteriors", True))
+    traces = _band(level, low, high, "95 % of calibrated posteriors", True)
     for i, (name, curve) in enumerate(curves.items()):
         x = 100 * curve.levels.numpy()
-        figure.add_trace(
+        traces.append(
             go.Scatter(
                 x=x, y=100 * curve.share.numpy() - x, mode="lines",
                 name=f"{name} (p {_probability(curve.p_value)})",
                 line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]},
             )
         )  # fmt: skip
-    figure.add_hline(y=0, line={"color": BLACK, "width": 1, "dash": "dot"})
-    figure.update_xaxes(title_text="content of the region [%]", range=[0, 100])
-    figure.update_yaxes(title_text="coverage − content [% points]")
-    room = {"t": 75 if len(curves) < 4 else 100}  # for a second row of the legend
-    figure.update_layout(legend=LEGEND_ABOVE, title={"text": title, "x": 0.5}, margin=room)
+    zero = {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "y0": 0, "y1": 0,
+            "line": {"color": BLACK, "width": 1, "dash": "dot"}}  # fmt: skip
+    layout = {
+        "xaxis": {"title": {"text": "content of the region [%]"}, "range": [0, 100]},
+        "yaxis": {"title": {"text": "coverage − content [% points]"}},
+        "legend": LEGEND_ABOVE, "title": {"text": title, "x": 0.5}, "shapes": [zero],
+        "margin": {"t": 75 if len(curves) < 4 else 100},  # for a second row of the legend
+    }  # fmt: skip
+    figure = go.Figure(traces, layout)
     caption = (
         "How often regions hold the truth, less what they claim: below zero posteriors are "
         f"over-confident. {first.n_events:,} events in {first.n_groups:,} independent groups; a "
@@ -123,9 +148,10 @@ def _probability(p: float) -> str:
 
 
 def _band(
-    x: np.ndarray, low: np.ndarray, high: np.ndarray, name: str, legend: bool
+    x: np.ndarray, low: np.ndarray, high: np.ndarray, name: str, legend: bool, **place: str
 ) -> list[go.Scatter]:
     edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": name}
+    edge |= place
     return [
         go.Scatter(x=x, y=low, showlegend=False, **edge),
         go.Scatter(x=x, y=high, fill="tonexty", fillcolor=BAND, name=name, showlegend=legend,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
@@ -65,7 +67,7 @@ def explore_denoising(
     at = len(way) - 1 if step == LAST else step
     figure = denoising_figure(way, chosen, (labels[0], labels[1]), at, truth=truth)
     data = _numbers(way, chosen, at, truth) | {"model": model, "event": event}
-    strip = denoising_strip(way, chosen, (labels[0], labels[1]), truth=truth)
+    strip = _strip(way, chosen, (labels[0], labels[1]), truth)
     names = [plain(label.replace("<i>", "").replace("</i>", "")) for label in labels]
     return Exploration(
         figure=figure,
@@ -102,6 +104,14 @@ def way_of(
         truth = source.true_targets(one)
         _WAYS[key] = _thinned(way), None if truth is None else truth[0].double().cpu()
     return _WAYS[key]
+
+
+@lru_cache(maxsize=8)
+def _strip(
+    way: Trajectory, pair: tuple[str, str], labels: tuple[str, str], truth: Tensor | None
+) -> go.Figure:
+    """Draws the whole way; kept, since it is the same at all steps."""
+    return denoising_strip(way, pair, labels, truth=truth)
 
 
 def _thinned(way: Trajectory) -> Trajectory:

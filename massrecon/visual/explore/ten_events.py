@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,36 +13,58 @@ from torch import Tensor
 
 from massrecon.errors import InputError
 from massrecon.events.container import Events
+from massrecon.inference.background import BackgroundRatio
 from massrecon.inference.combination import OUTLIERS, measure
+from massrecon.inference.composition import ExpectedRates
 from massrecon.inference.gridposterior import GridPosterior
 from massrecon.inference.likelihood import MassLikelihood, centres
 from massrecon.inference.measurement import LEVELS, MassMeasurement
+from massrecon.inference.rates import YieldMap
 from massrecon.inference.refinement import resampled
 from massrecon.visual.arrivals import Arrivals, arriving_region
 from massrecon.visual.explore.exploration import Exploration
+from massrecon.visual.explore.fresh import LuminositySample, luminosity_sample
 from massrecon.visual.explore.mass_point import named, nearest_events
-from massrecon.visual.explore.sources import SAMPLE, Tell, mass_table, stored_events
+from massrecon.visual.explore.sources import (
+    SAMPLE,
+    MassTable,
+    Tell,
+    load_source,
+    mass_table,
+    stored_events,
+)
 from massrecon.visual.measurement import plane_posterior, range_around
 from massrecon.visual.template import plain
 
 ALL = -1
 """Number of arrived events that stands for all of them."""
 
+_MANY = 10**6  # events to do where they are still to be simulated
 _MOST_WIDTHS = 16  # numbers of events whose widths are computed
 _SHOWN_FROM = 3  # the axes hold the region of so many events
 _KEPT = 64
+_UNKNOWN = 0.3  # relative uncertainty of the expected background
+_FEWEST = 100  # events of either kind that a classifier learns from
 _RUNS: dict[tuple[Any, ...], _Run] = {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Run:
-    """A sequence of events, and what has been measured of it so far."""
+    """A sequence of events, and what has been measured of it so far.
+
+    Of events by luminosity `expected` says how many there should be, and `known` what the
+    measurement knows of the background among them.
+    """
 
     likelihood: MassLikelihood
-    arrivals: Arrivals
+    background: list[bool]
     truth: list[float]
     events: Events
-    measured: dict[tuple[int, int], MassMeasurement]
+    outliers: float
+    known: ExpectedRates | None = None
+    expected: dict[str, Any] = dataclasses.field(default_factory=dict)
+    measured: dict[tuple[int, int], MassMeasurement] = dataclasses.field(default_factory=dict)
+    arrivals: list[Arrivals] = dataclasses.field(default_factory=list)
 
 
 def explore_ten_events(
@@ -52,6 +75,8 @@ def explore_ten_events(
     arrived: int = ALL,
     background: float = 0.0,
     outliers: float = OUTLIERS,
+    luminosity: float = 0.0,
+    with_background: bool = False,
     background_events: str = "background_tth",
     events: str = SAMPLE,
     more_events: str = "wino_udd_600_200",
@@ -62,19 +87,27 @@ def explore_ten_events(
 ) -> Exploration:
     """Measures the masses after each of some events, which may be signal or background.
 
-    Signal events are stored ones of the nearest mass point. Every event is background with a given
-    probability, whatever a real selection and luminosity would make of it; the background that
-    comes with massrecon is tt̄h with h → γγ behind the same selection. The measurement does not know
-    which is which: it takes a share of the events, `outliers`, to tell nothing.
+    Without a luminosity, signal events are stored ones of the nearest mass point. Every event is
+    background with a given probability, whatever a real selection and luminosity would make of it;
+    the background that comes with massrecon is tt̄h with h → γγ behind the same selection. The
+    measurement does not know which is which: it takes a share of the events, `outliers`, to tell
+    nothing.
+
+    With a luminosity, events of exactly these masses are simulated, a Poisson number with the mean
+    cross-section times branching fraction times acceptance times luminosity; and as many background
+    events as it brings, if they are asked for. The measurement then knows how many of both to
+    expect (the background to 30 %), and from boosted trees how much each event looks like it.
 
     Args:
         model: Name of a model, folder of a trained one, or ``mixture`` for the kinematic mixture.
         m_parent: True value of the first mass of the process [GeV].
         m_daughter: True value of the second mass [GeV].
-        n_events: Number of events that arrive.
+        n_events: Number of events that arrive; not looked at with a luminosity.
         arrived: How many have arrived; -1 for all.
-        background: Probability that an event is background.
+        background: Probability that an event is background; not looked at with a luminosity.
         outliers: Share of events that the measurement takes to tell nothing.
+        luminosity: Integrated luminosity [fb^-1], for fresh events; 0 for stored ones.
+        with_background: Whether a luminosity brings its background.
         background_events: Stored background events, by name or folder; signal events of other
             masses will do.
         events: Stored signal events, by name or folder.
@@ -85,17 +118,24 @@ def explore_ten_events(
 
     Raises:
         InputError: If an argument is out of range, or there are not enough events.
+        MissingExtraError: If events are to be simulated and Pythia is not installed.
     """
-    _check(n_events, arrived, background)
     masses = (m_parent, m_daughter)
     stores = (events, more_events, background_events)
-    run = _run(model, masses, n_events, background, outliers, stores, seed, tell)
-    n = n_events if arrived == ALL else arrived
-    now, newest = _measured(run, 0, n, outliers), _measured(run, n - 1, n, outliers)
-    before = _measured(run, 0, n - 1, outliers) if n > 1 else None
-    ranges = _ranges(run, n_events, outliers, whole)
-    data = _numbers(run, now, n)
-    figure = arriving_region(now, newest, before, run.arrivals, run.truth, ranges)
+    if luminosity:
+        false = background_events if with_background else ""
+        run = _drawn_run(model, masses, luminosity, outliers, (events, false), seed, tell)
+    else:
+        _check(n_events, arrived, background)
+        run = _run(model, masses, n_events, background, outliers, stores, seed, tell)
+    total = len(run.background)
+    _check(total, arrived, background)
+    n = total if arrived == ALL else arrived
+    arrivals = _arrivals(run, tell)
+    now, newest = _measured(run, 0, n), _measured(run, n - 1, n)
+    before = _measured(run, 0, n - 1) if n > 1 else None
+    data = _numbers(run, now, n, arrivals)
+    figure = arriving_region(now, newest, before, arrivals, run.truth, _ranges(run, whole))
     return Exploration(figure=figure, data=data, reading=_reading(now, data, outliers))
 
 
@@ -109,6 +149,8 @@ def events_to_do(arguments: Mapping[str, Any]) -> int:
         InputError: If an argument is out of range.
     """
     given = dict(arguments)
+    if given["luminosity"]:
+        return _MANY if drawn_events(given) is None else 0
     _check(given["n_events"], given["arrived"], given["background"])
     chosen = _chosen(
         (given["m_parent"], given["m_daughter"]),
@@ -120,6 +162,16 @@ def events_to_do(arguments: Mapping[str, Any]) -> int:
     card = stored_events(given["events"]).card.name
     tables = ((chosen.store, chosen.signal), (given["background_events"], chosen.background))
     return sum(len(mass_table(given["model"], s, card).missing(r)) for s, r in tables if r)
+
+
+def drawn_events(arguments: Mapping[str, Any]) -> int | None:
+    """Returns how many events a luminosity has brought; None if they are not simulated yet.
+
+    Args:
+        arguments: The arguments of `explore_ten_events` by name, all of them.
+    """
+    run = _RUNS.get(_drawn_key(arguments))
+    return None if run is None else len(run.background)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,37 +237,140 @@ def _run(
         parts = [t.likelihood(r, tell) for t, r in ((signal, chosen.signal),) if r]
         if chosen.background:
             parts.append(false.likelihood(chosen.background, tell))
-        joined = torch.cat([part.log_ratio for part in parts])
-        # stably sorted, the signal events are first: back to the order of arrival
-        order = torch.tensor(chosen.false).int().argsort(stable=True).argsort()
-        table = dataclasses.replace(parts[0], log_ratio=joined[order])
-        arrivals = _arrivals(table, chosen.false, outliers)
-        if len(_RUNS) >= _KEPT:
-            _RUNS.pop(next(iter(_RUNS)))
-        _RUNS[key] = _Run(
-            likelihood=table,
-            arrivals=arrivals,
-            truth=chosen.truth,
-            events=signal.events,
-            measured={},
-        )
+        table = _in_order(parts, chosen.false)
+        _keep(key, _Run(likelihood=table, background=chosen.false, truth=chosen.truth,
+                        events=signal.events, outliers=outliers))  # fmt: skip
     return _RUNS[key]
 
 
-def _arrivals(table: MassLikelihood, false: Sequence[bool], outliers: float) -> Arrivals:
-    """Computes widths after all or some numbers of events at once, on a finer grid."""
-    n = len(table)
-    every = range(1, n + 1)
-    if n > _MOST_WIDTHS:
-        every = sorted({round(n ** (i / (_MOST_WIDTHS - 1))) for i in range(_MOST_WIDTHS)})
-    counts = list(every)
-    finer = 2 if n <= _MOST_WIDTHS else 4
-    total = table.with_outliers(outliers).log_ratio.cumsum(0)[torch.tensor(counts) - 1]
+def _in_order(parts: Sequence[MassLikelihood], false: Sequence[bool]) -> MassLikelihood:
+    """Joins the likelihoods of signal and background events in the order of their arrival."""
+    joined = torch.cat([part.log_ratio for part in parts])
+    return replace(parts[0], log_ratio=joined[_order(false)])
+
+
+def _order(false: Sequence[bool]) -> Tensor:
+    """Returns where each event is if all signal events come first."""
+    # stably sorted, the signal events are first: back to the order of arrival
+    return torch.tensor(false).int().argsort(stable=True).argsort()
+
+
+def _keep(key: tuple[Any, ...], run: _Run) -> None:
+    if len(_RUNS) >= _KEPT:
+        _RUNS.pop(next(iter(_RUNS)))
+    _RUNS[key] = run
+
+
+def _drawn_key(given: Mapping[str, Any]) -> tuple[Any, ...]:
+    false = given["background_events"] if given["with_background"] else ""
+    masses = (given["m_parent"], given["m_daughter"])
+    return (given["model"], masses, given["luminosity"], given["outliers"], given["events"], false,
+            given["seed"])  # fmt: skip
+
+
+def _drawn_run(
+    model: str,
+    masses: tuple[float, float],
+    luminosity: float,
+    outliers: float,
+    stores: tuple[str, str],
+    seed: int,
+    tell: Tell | None,
+) -> _Run:
+    """Simulates what a luminosity brings, or takes the one from before."""
+    key = (model, masses, luminosity, outliers, *stores, seed)
+    if key not in _RUNS:
+        sample = luminosity_sample(stores[0], masses, luminosity, stores[1], seed, tell)
+        plane = stored_events(stores[0])
+        source = load_source(model, plane.card.name)
+        kinds = [sample.signal, sample.background]
+        numbers = [0 if kind is None else len(kind) for kind in kinds]
+        generator = torch.Generator().manual_seed(seed + 1)
+        places = torch.randperm(sum(numbers), generator=generator)
+        false = (places >= numbers[0]).tolist()
+        parts = [
+            MassTable(source, kind).likelihood(range(len(kind)), tell)
+            for kind in kinds
+            if kind is not None and len(kind)
+        ]
+        _keep(key, _Run(
+            likelihood=_in_order(parts, false), background=false, truth=list(masses), events=plane,
+            outliers=outliers, known=_known(sample, plane, luminosity, false, seed, tell),
+            expected={
+                "luminosity_fb": luminosity,
+                "expected_signal": sample.expected_signal[0],
+                "expected_signal_error": sample.expected_signal[1],
+                "expected_background": sample.expected_background,
+            },
+        ))  # fmt: skip
+    return _RUNS[key]
+
+
+def _known(
+    sample: LuminositySample,
+    plane: Events,
+    luminosity: float,
+    false: Sequence[bool],
+    seed: int,
+    tell: Tell | None,
+) -> ExpectedRates | None:
+    """Finds out what the measurement may know of the background; None without background."""
+    if sample.background is None or sample.spare is None:
+        return None
+    if len(plane) < _FEWEST:
+        raise InputError(
+            f"'events' holds {len(plane)} events, and a classifier of background needs {_FEWEST}: "
+            "pass more, or set 'with_background' to False."
+        )
+    if tell is not None:
+        tell(0.5, "trees learn to tell background from signal")
+    ratio = BackgroundRatio.fit(plane, {"background": sample.spare}, seed=seed)
+    looks = [ratio(kind) for kind in (sample.signal, sample.background) if len(kind)]
+    names = tuple(plane.card.mass_names)
+    rate = YieldMap.from_cells(names, plane.provenance.get("cells", ()))
+    mean = sample.expected_background
+    return ExpectedRates(
+        log_background=torch.cat(looks)[_order(false)],
+        signal=lambda points: rate(points, luminosity),
+        background=(mean, _UNKNOWN * mean),
+    )
+
+
+def _arrivals(run: _Run, tell: Tell | None) -> Arrivals:
+    """Computes widths after all or some numbers of events; kept."""
+    if not run.arrivals:
+        counts = _counts(len(run.background))
+        widths = _widths(run, counts) if run.known is None else _known_widths(run, counts, tell)
+        run.arrivals.append(Arrivals(counts=counts, widths=widths, background=run.background))
+    return run.arrivals[0]
+
+
+def _counts(n: int) -> list[int]:
+    if n <= _MOST_WIDTHS:
+        return list(range(1, n + 1))
+    return sorted({round(n ** (i / (_MOST_WIDTHS - 1))) for i in range(_MOST_WIDTHS)})
+
+
+def _widths(run: _Run, counts: Sequence[int]) -> Tensor:
+    """Computes half the 68 % intervals of all numbers of events at once, on a finer grid."""
+    table = run.likelihood
+    finer = 2 if len(table) <= _MOST_WIDTHS else 4
+    total = table.with_outliers(run.outliers).log_ratio.cumsum(0)[torch.tensor(counts) - 1]
     axes = {name: _finer(axis, finer) for name, axis in table.axes.items()}
     fine = resampled(total, table.axes, axes)
     posterior = GridPosterior.from_log_likelihood(axes, fine)
-    widths = posterior.interval(LEVELS[0]).diff(dim=-1)[..., 0] / 2
-    return Arrivals(counts=counts, widths=widths, background=list(false))
+    return posterior.interval(LEVELS[0]).diff(dim=-1)[..., 0] / 2
+
+
+def _known_widths(run: _Run, counts: Sequence[int], tell: Tell | None) -> Tensor:
+    """Computes them one measurement after the other, each with its own composition."""
+    found = []
+    for i, n in enumerate(counts):
+        if tell is not None:
+            tell(i / len(counts), f"masses measured after {n:,} of {counts[-1]:,} events")
+        interval = _measured(run, 0, n).interval(LEVELS[0])
+        found.append(interval.diff(dim=-1)[..., 0] / 2)
+    return torch.stack(found)
 
 
 def _finer(axis: Tensor, times: int) -> Tensor:
@@ -223,17 +378,25 @@ def _finer(axis: Tensor, times: int) -> Tensor:
     return centres(float(axis[0]) - half, float(axis[-1]) + half, times * len(axis))
 
 
-def _measured(run: _Run, first: int, last: int, outliers: float) -> MassMeasurement:
+def _measured(run: _Run, first: int, last: int) -> MassMeasurement:
     """Measures the masses from some of the events; kept."""
     if (first, last) not in run.measured:
-        found = measure(run.likelihood[first:last], outliers=outliers)
+        known = None if run.known is None else _part_of(run.known, first, last)
+        found = measure(run.likelihood[first:last], outliers=run.outliers, background=known)
         run.measured[first, last] = named(found, run.events)
     return run.measured[first, last]
 
 
-def _ranges(run: _Run, n_events: int, outliers: float, whole: bool) -> dict[str, list[float]]:
+def _part_of(known: ExpectedRates, first: int, last: int) -> ExpectedRates:
+    """Returns what is known of some of the events: their part of all rates."""
+    looks = known.log_background.roll(-first)
+    return replace(known, log_background=looks).first(last - first)
+
+
+def _ranges(run: _Run, whole: bool) -> dict[str, list[float]]:
     """Returns the axes of the plane, the same for all numbers of events that have arrived."""
-    early = _measured(run, 0, min(_SHOWN_FROM, n_events), outliers)
+    n = len(run.background)
+    early = _measured(run, 0, min(_SHOWN_FROM if run.known is None else n, n))
     region = early.region
     if whole:
         ends = zip(early.names, region.low, region.high, strict=True)
@@ -246,21 +409,23 @@ def _ranges(run: _Run, n_events: int, outliers: float, whole: bool) -> dict[str,
     return ranges
 
 
-def _numbers(run: _Run, now: MassMeasurement, n: int) -> dict[str, Any]:
+def _numbers(run: _Run, now: MassMeasurement, n: int, arrivals: Arrivals) -> dict[str, Any]:
     level = float(now.posterior.level_at(torch.tensor(run.truth, dtype=torch.float64)))
     halves = now.goodness.halves_p
     return {
         "arrived": n,
-        "n_background": sum(run.arrivals.background[:n]),
-        "background": list(run.arrivals.background),
+        "n_events": len(run.background),
+        "n_background": sum(run.background[:n]),
+        "background": list(run.background),
+        **run.expected,
         "true_masses_GeV": run.truth,
         "estimate_GeV": now.estimate().tolist(),
         "intervals_GeV": {f"{lv:.0%}": now.interval(lv).tolist() for lv in LEVELS},
         "region_GeV2": {f"{lv:.0%}": float(now.posterior.area(lv)) for lv in LEVELS},
         "level_of_truth": level,
         "halves_agree_p": None if halves is None or not math.isfinite(halves) else halves,
-        "events": list(run.arrivals.counts),
-        "half_width_GeV": run.arrivals.widths.tolist(),
+        "events": list(arrivals.counts),
+        "half_width_GeV": arrivals.widths.tolist(),
     }
 
 
@@ -279,8 +444,24 @@ def _reading(now: MassMeasurement, data: dict[str, Any], outliers: float) -> str
     )  # fmt: skip
     halves = data["halves_agree_p"]
     agree = "" if halves is None else f" The two halves of the events agree with p = {halves:.2g}."
+    told = f"{100 * outliers:g} % of the events are taken to tell nothing.{agree}"
     return (
         f"After {data['arrived']} event(s), {data['n_background']} of them background: "
-        f"{', '.join(rows)}. The truth ({masses}) GeV is {side} the 68 % region{wide}; "
-        f"{100 * outliers:g} % of the events are taken to tell nothing.{agree}"
+        f"{', '.join(rows)}. The truth ({masses}) GeV is {side} the 68 % region{wide}; {told}"
+        f"{_expectation(data)}"
     )
+
+
+def _expectation(data: Mapping[str, Any]) -> str:
+    """Says how many events a luminosity should bring, and how many it brought."""
+    if "luminosity_fb" not in data:
+        return ""
+    total, false = data["n_events"], sum(data["background"])
+    text = (
+        f" In {data['luminosity_fb']:g} fb⁻¹, {data['expected_signal']:.1f} ± "
+        f"{data['expected_signal_error']:.1f} signal events are expected (cross-section × branching "
+        f"fraction × acceptance of these masses), and {total - false} came"
+    )
+    if data["expected_background"]:
+        text += f"; {data['expected_background']:.0f} of background, and {false} came"
+    return f"{text}."

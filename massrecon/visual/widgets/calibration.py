@@ -8,11 +8,19 @@ import ipywidgets as widgets
 import traitlets
 
 from massrecon.inference.recalibration import DEGREE
-from massrecon.visual.explore.calibration import TESTS, explore_calibration
+from massrecon.visual.explore.calibration import METHODS, TESTS, explore_calibration
 from massrecon.visual.explore.exploration import Exploration
-from massrecon.visual.explore.sources import SAMPLE, are_drawn, event_names, model_names
+from massrecon.visual.explore.sources import (
+    SAMPLE,
+    are_drawn,
+    event_names,
+    mass_table,
+    model_names,
+)
 from massrecon.visual.widgets.controls import combo, rows
 from massrecon.visual.widgets.explorer import Explorer, Progress, choice, slider
+
+_AT_ONCE = 24  # events whose densities take less than half a second
 
 
 class CalibrationExplorer(Explorer):
@@ -21,13 +29,15 @@ class CalibrationExplorer(Explorer):
     function = "massrecon.visual.explore.calibration:explore_calibration"
     notebook = "28_calibration"
     parameters = (
-        *("model", "test", "sharpen", "recalibrated", "degree", "n_samples", "events", "seed"),
+        *("model", "test", "sharpen", "recalibrated", "method", "degree", "n_samples", "events"),
+        "seed",
     )
 
     model = traitlets.Unicode(SAMPLE, help="model, folder of a trained one, or 'mixture'")
     test = traitlets.Unicode("central", help="central, ranks or tarp")
     sharpen = traitlets.Float(1.0, min=0.1, max=10.0, help="factor that makes posteriors narrower")
     recalibrated = traitlets.Bool(False, help="fit and show the correction")
+    method = traitlets.Unicode("bending", help="the correction: bending or temperature")
     degree = traitlets.Int(DEGREE, min=1, help="terms of the correction")
     n_samples = traitlets.Int(64, min=3, help="draws for each event")
     events = traitlets.Unicode(SAMPLE, help="stored events, by name or folder")
@@ -40,17 +50,24 @@ class CalibrationExplorer(Explorer):
             layout=widgets.Layout(width="auto"),
         )  # fmt: skip
         traitlets.link((recalibrate, "value"), (self, "recalibrated"))
+        terms = slider(self, "degree", "Terms", 1, 8, 1)
+        terms.disabled = self.method != "bending"
+        self.observe(lambda c: setattr(terms, "disabled", c["new"] != "bending"), names="method")
         return rows(
             (combo(self, "model", "Model", model_names()), choice(self, "test", "Test", TESTS),
              combo(self, "events", "Events", event_names())),
-            (slider(self, "sharpen", "Sharpened by", 0.5, 2.0, 0.05),
-             slider(self, "degree", "Terms", 1, 8, 1), slider(self, "seed", "Seed", 0, 50, 1)),
-            (recalibrate,),
+            (slider(self, "sharpen", "Sharpened by", 0.5, 2.0, 0.05), terms,
+             slider(self, "seed", "Seed", 0, 50, 1)),
+            (recalibrate, choice(self, "method", "Method", METHODS)),
         )  # fmt: skip
 
     def _long_work(self) -> Callable[[Progress], Exploration] | None:
-        """Draws from events that have not been drawn from yet."""
-        if are_drawn(self.model, self.events, self.n_samples, self.seed):
+        """Draws from events that have not been drawn from yet, or computes their densities."""
+        if self.method == "temperature":
+            table = mass_table(self.model, self.events)
+            if len(table.missing(range(len(table.events)))) <= _AT_ONCE:
+                return None
+        elif are_drawn(self.model, self.events, self.n_samples, self.seed):
             return None
         return lambda tell: explore_calibration(**self._asked, tell=tell)
 

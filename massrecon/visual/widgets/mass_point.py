@@ -69,8 +69,12 @@ class MassPointExplorer(Explorer):
         self.change(fresh=True)
 
     def prepare(self) -> None:
-        """Computes the densities of all stored events beside the notebook, so that sliders fly."""
-        self.start(self._prepared, done=lambda _: None)
+        """Computes the densities of all stored events beside the notebook, so that sliders fly.
+
+        Not while another long work goes on, which it would end.
+        """
+        if not self.working:
+            self.start(self._prepared, done=lambda _: None)
 
     def _long_work(self) -> Callable[[Progress], Exploration] | None:
         """Simulates events, or reads many that are new."""

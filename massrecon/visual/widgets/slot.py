@@ -129,10 +129,14 @@ class FigureSlot(widgets.Box):
         self._drawn = drawn
         self.heading = widgets.HTML()
         super().__init__(layout=widgets.Layout(display="grid", width="100%"))
+        self._last = figure
         self._put(figure)
 
     def show(self, figure: go.Figure) -> bool:
         """Shows a figure; tells whether it has got a widget of its own."""
+        if figure is self._last:  # kept by its explorer, since nothing in it has changed
+            return False
+        self._last = figure
         if _kinds(figure) != _kinds(self.shown):
             self._put(figure)
             return True
