@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from massrecon.errors import InputError
-from massrecon.visual.explore.calibration import explore_calibration, sharpened
-from massrecon.visual.explore.sources import mass_draws
+from massrecon.visual.explore.calibration import explore_calibration, grid_draws, sharpened
+from massrecon.visual.explore.sources import mass_draws, mass_table
 from massrecon.visual.widgets.calibration import CalibrationExplorer
 
 QUICK: dict[str, Any] = {"model": "mixture", "n_samples": 32}
@@ -69,6 +69,7 @@ def test_each_test_has_its_curves(test: str, curves: int) -> None:
     ("change", "message"),
     [
         ({"test": "sbc"}, "Unknown test 'sbc'"),
+        ({"method": "cooling"}, "Unknown method 'cooling'"),
         ({"sharpen": 0.0}, "'sharpen' should be from 0.1"),
         ({"events": "wino_udd_600_200"}, "'events' should have 8 mass points"),
         ({"degree": 0, "recalibrated": True}, "'degree' >= 1"),
@@ -93,3 +94,54 @@ def test_widget_recalibrates_on_a_button() -> None:
     explorer.sharpen = 1.0
     assert explorer.figure is figure
     assert "sharpened" not in explorer._reading.value
+
+
+def test_a_temperature_cools_what_was_sharpened() -> None:
+    cool = {**QUICK, "method": "temperature"}
+    good = explore_calibration(**cool, recalibrated=True)
+    bad = explore_calibration(**cool, sharpen=2.0, recalibrated=True)
+    value, error = good.data["temperature"]
+    assert abs(value - 1) < 4 * error < 0.4
+    # likelihoods to the fourth power are cooled by four
+    assert bad.data["temperature"] == pytest.approx([4 * value, 4 * error], rel=0.02)
+    assert good.data["before"]["p_value"] > 0.01
+    assert bad.data["before"]["p_value"] < 0.01
+    assert bad.data["after"]["p_value"] > 0.01
+    for mass in ("chi20", "chi10"):
+        assert coverage(bad, "before", mass) < 0.6
+        assert coverage(bad, "after", mass) == pytest.approx(coverage(good, "after", mass))
+    assert f"with a temperature of {4 * value:.2f} ±" in bad.reading
+    assert explore_calibration(**cool).data["temperature"] is None
+
+
+def test_draws_of_a_grid_follow_its_density() -> None:
+    table = mass_table("mixture")
+    likelihood = table.likelihood(range(6))
+    drawn = grid_draws(likelihood, table.events[:6], 20_000, 1)
+    density = (likelihood.log_ratio + likelihood.prior.log_density(likelihood.points)).masked_fill(
+        ~likelihood.inside, -torch.inf
+    )
+    share = density.double().softmax(1)
+    mean = share @ likelihood.points.double()
+    spread = (share @ likelihood.points.double().square() - mean.square()).sqrt()
+    order = [drawn.mass_names.index(name) for name in likelihood.names]
+    found = drawn.mass_samples()[..., order].mean(0)
+    assert ((found - mean).abs() < 5 * (spread + 5) / 20_000**0.5).all()
+    again = grid_draws(likelihood, table.events[:6], 20_000, 1)
+    assert torch.equal(drawn.samples, again.samples)
+
+
+def test_widget_computes_densities_beside_the_notebook() -> None:
+    explorer = CalibrationExplorer(**QUICK, recalibrated=True)
+    explorer.method = "temperature"
+    explorer.wait(120)
+    assert explorer.failed == ""
+    assert explorer.found is not None
+    assert explorer.found.data["temperature"] is not None
+    terms = explorer.children[1].children[1]
+    assert terms.disabled
+    assert "method='temperature'" in explorer.code()
+    explorer.method = "bending"
+    explorer.wait(120)
+    assert not terms.disabled
+    assert explorer.found.data["temperature"] is None

@@ -270,13 +270,10 @@ def test_a_simulation_tells_its_progress_and_is_stopped() -> None:
     assert told[-1] == 1.0
     assert fresh.simulated(card, None, 3, n_events=100) is made
 
-    class Stopped(Exception):
-        pass
-
     def stop(_share: float, _text: str) -> None:
-        raise Stopped
+        raise InterruptedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(InterruptedError):
         fresh.simulated(card, None, 4, n_events=100, tell=stop)
     assert fresh.simulated(card, None, 3, n_events=100) is made
 

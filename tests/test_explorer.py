@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
+from pathlib import Path
 from typing import Any, ClassVar
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 import pytest
 import traitlets
+import yaml
 
 from massrecon.errors import InputError
 from massrecon.visual.explore.exploration import Exploration
@@ -177,12 +180,68 @@ def test_the_code_makes_the_same_figure() -> None:
     )
 
 
+def test_the_command_of_papermill_knows_where_its_notebook_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    explorer = LineExplorer(slope=1.5, points=4)
+    words = shlex.split(explorer.papermill())
+    assert words[:3] == ["papermill", "notebooks/99_line.ipynb", "notebooks/99_line.out.ipynb"]
+    given = [yaml.safe_load(text) for text in words[4::2]]
+    assert given == [{"slope": 1.5}, {"points": 4}, {"kind": "lines"}, {"interactive": False}]
+    assert set(words[3::2]) == {"-y"}
+    (tmp_path / "99_line.ipynb").write_text("{}")
+    assert shlex.split(explorer.papermill())[1] == str(tmp_path / "99_line.ipynb")
+
+
 def test_the_recipe_is_plain_text_that_follows() -> None:
     explorer = LineExplorer()
     explorer._ask.value = True
     assert "<pre style='user-select:text" in explorer._recipe.value
     explorer.slope = 4.0
     assert "slope=4.0" in explorer._recipe.value
+
+
+def test_a_newer_result_is_not_overtaken_by_a_long_work() -> None:
+    going, done = threading.Event(), threading.Event()
+
+    class SlowAtTwo(LineExplorer):
+        def _long_work(self) -> Any:
+            return self._slow if self.slope == 2.0 else None
+
+        def _slow(self, tell: Progress) -> Exploration:
+            going.set()
+            assert done.wait(10)
+            return explore_line(slope=2.0)
+
+    explorer = SlowAtTwo()
+    explorer.slope = 2.0
+    assert going.wait(10)
+    explorer.slope = 5.0
+    done.set()
+    explorer.wait(10)
+    assert ends(explorer) == [0, 5]
+    assert explorer._status.value == ""
+    assert explorer._bar.layout.display == "none"
+
+
+def test_what_prepares_goes_on_while_sliders_move() -> None:
+    explorer, going, done = LineExplorer(), threading.Event(), threading.Event()
+    ended: list[float] = []
+
+    def work(tell: Progress) -> Exploration:
+        going.set()
+        assert done.wait(10)
+        tell(1.0, "prepared")
+        return explore_line(slope=2.0)
+
+    explorer.start(work, done=lambda found: ended.append(found.data["end"]))
+    assert going.wait(10)
+    explorer.slope = 5.0
+    done.set()
+    explorer.wait(10)
+    assert ended == [2.0]
+    assert ends(explorer) == [0, 5]
 
 
 def test_long_work_shows_what_it_was_asked_though_the_traits_went_on() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 from massrecon.errors import InputError
@@ -34,22 +34,8 @@ def efficiency_maps(
         raise InputError(
             f"'maps' should be one or more with a title each, got {len(maps)} and {len(titles)}."
         )
-    figure = make_subplots(
-        cols=len(maps), horizontal_spacing=_GAP, subplot_titles=titles, shared_yaxes=True
-    )
-    for column, m in enumerate(maps, 1):
-        figure.add_trace(_heat(m), row=1, col=column)
-        figure.update_xaxes(
-            title_text=f"true {mass_label(m.symbols[m.x.mass])} [GeV]", row=1, col=column
-        )
-    first = maps[0]
-    figure.update_yaxes(title_text=f"true {mass_label(first.symbols[first.y.mass])} [GeV]", col=1)
-    figure.update_layout(
-        coloraxis={
-            "cmin": 0, "cmax": 100, "colorscale": "Viridis",
-            "colorbar": {"title": {"text": "efficiency [%]", "side": "right"}, "thickness": 14},
-        }
-    )  # fmt: skip
+    heats = [_heat(m).update(xaxis=_axis("x", k), yaxis=_axis("y", k)) for k, m in enumerate(maps)]
+    figure = go.Figure(heats, _layout(maps, titles))
     cells = ", ".join(
         f"{plain(title)}: {int(m.n_events.sum()):,} events"
         for title, m in zip(titles, maps, strict=True)
@@ -59,6 +45,32 @@ def efficiency_maps(
         f"the true masses, with 68 % binomial errors. {cells}."
     )
     return finish(figure, caption, height=460)
+
+
+def _axis(letter: str, number: int) -> str:
+    return f"{letter}{number + 1}" if number else letter
+
+
+def _layout(maps: Sequence[EfficiencyMap], titles: Sequence[str]) -> dict[str, Any]:
+    """Lays out the maps, all at once: an explorer draws them while a slider moves."""
+    width = (1 + _GAP) / len(maps) - _GAP
+    colours = {
+        "cmin": 0, "cmax": 100, "colorscale": "Viridis",
+        "colorbar": {"title": {"text": "efficiency [%]", "side": "right"}, "thickness": 14},
+    }  # fmt: skip
+    layout: dict[str, Any] = {"coloraxis": colours, "annotations": []}
+    for k, (m, title) in enumerate(zip(maps, titles, strict=True)):
+        left, number = k * (width + _GAP), "" if k == 0 else str(k + 1)
+        x, y = (f"true {mass_label(m.symbols[axis.mass])} [GeV]" for axis in (m.x, m.y))
+        layout[f"xaxis{number}"] = {"domain": [left, left + width], "anchor": _axis("y", k),
+                                    "title": {"text": x}}  # fmt: skip
+        shown = {"matches": "y", "showticklabels": False} if k else {"title": {"text": y}}
+        layout[f"yaxis{number}"] = {"anchor": _axis("x", k), **shown}
+        layout["annotations"].append(
+            {"text": title, "x": left + width / 2, "y": 1.0, "xref": "paper", "yref": "paper",
+             "xanchor": "center", "yanchor": "bottom", "showarrow": False, "font": {"size": 16}}
+        )  # fmt: skip
+    return layout
 
 
 def _title(m: EfficiencyMap) -> str:

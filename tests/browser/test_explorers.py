@@ -153,4 +153,5 @@ def _assert_it_says_how(page: Watched, notebook: str) -> None:
     recipe.wait_for(state="visible")
     text = recipe.inner_text()
     assert f"massrecon run {notebook}" in text
+    assert f"/notebooks/{notebook}.ipynb" in text.partition("papermill ")[2]
     assert "from massrecon.visual.explore" in text

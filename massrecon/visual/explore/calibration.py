@@ -206,9 +206,7 @@ def _to_fit(truth: Tensor, seed: int) -> Tensor:
     return (order < n_groups // 2)[group]
 
 
-def grid_draws(
-    likelihood: MassLikelihood, events: Events, n_samples: int, seed: int
-) -> Posterior:
+def grid_draws(likelihood: MassLikelihood, events: Events, n_samples: int, seed: int) -> Posterior:
     """Draws masses from posteriors on a grid, evenly within its cells.
 
     The same seed draws at the same probabilities, so that two likelihoods can be compared.

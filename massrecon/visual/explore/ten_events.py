@@ -459,8 +459,8 @@ def _expectation(data: Mapping[str, Any]) -> str:
     total, false = data["n_events"], sum(data["background"])
     text = (
         f" In {data['luminosity_fb']:g} fb⁻¹, {data['expected_signal']:.1f} ± "
-        f"{data['expected_signal_error']:.1f} signal events are expected (cross-section × branching "
-        f"fraction × acceptance of these masses), and {total - false} came"
+        f"{data['expected_signal_error']:.1f} signal events are expected (cross-section × "
+        f"branching fraction × acceptance of these masses), and {total - false} came"
     )
     if data["expected_background"]:
         text += f"; {data['expected_background']:.0f} of background, and {false} came"

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import html
+import json
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import ipywidgets as widgets
@@ -81,6 +83,7 @@ class Explorer(widgets.VBox):
         self._worker: threading.Thread | None = None
         self._stopping = threading.Event()
         self._next: Any = None
+        self._shows = False
         self._turn = threading.RLock()
         self._build()
         super().__init__(**arguments)
@@ -139,9 +142,24 @@ class Explorer(widgets.VBox):
             raise
         else:
             if work is not None:
-                self.start(work)
+                self.start(work, self._answer)
             elif found is not None:
+                self._overtake()
                 self.show_result(found)
+
+    def _answer(self, found: Exploration) -> None:
+        """Shows what a refresh has found beside the notebook."""
+        self.show_result(found)
+
+    def _overtake(self) -> None:
+        """Ends the long work of an earlier refresh, whose result would come after a newer one.
+
+        What a button has started goes on, and so does what prepares.
+        """
+        with self._turn:
+            if self._shows and threading.current_thread() is not self._worker:
+                self._shows, self._next = False, None
+                self._stopping.set()
 
     def settled(self, explore: Callable[..., Exploration]) -> Callable[[Progress], Exploration]:
         """Makes a long work that goes on until its result is that of the present arguments.
@@ -253,6 +271,19 @@ class Explorer(widgets.VBox):
             parts += ["-p", shlex.quote(f"{key}={value}")]
         return " ".join([*parts, "-p interactive=False", "--out", f"results/{self.notebook}"])
 
+    def papermill(self) -> str:
+        """Writes the command of papermill that makes the same notebook.
+
+        Its paths are those of the notebook that this explorer is in, where that is so.
+        """
+        own = Path.cwd() / f"{self.notebook}.ipynb"
+        source = str(own) if own.is_file() else f"notebooks/{self.notebook}.ipynb"
+        made = f"{source.removesuffix('.ipynb')}.out.ipynb"
+        parts = ["papermill", shlex.quote(source), shlex.quote(made)]
+        for key, value in {**self._recipe_of(), "interactive": False}.items():
+            parts += ["-y", shlex.quote(f"{key}: {json.dumps(value, ensure_ascii=False)}")]
+        return " ".join(parts)
+
     # how it is built
 
     def _build(self) -> None:
@@ -298,6 +329,7 @@ class Explorer(widgets.VBox):
         done: Callable[[Exploration], None],
     ) -> None:
         self._stopping.clear()
+        self._shows = done == self._answer
         self._asked = asked
         self._progress.value, self._stage.value = 0.0, ""
         self._bar.layout.display = "flex"
@@ -305,10 +337,14 @@ class Explorer(widgets.VBox):
         self._worker.start()
 
     def _work(self, work: Callable[[Progress], Exploration], done: Callable[..., None]) -> None:
+        shows = self._shows
         try:
-            done(work(self._tell))
+            found = work(self._tell)
+            if shows and self._stopping.is_set():
+                raise Cancelled
+            done(found)
         except Cancelled:
-            if self._next is not None:
+            if self._next is not None or self._shows != shows:
                 return
             still = self._still() if self.made_with != self.arguments() else ""
             self._status.value = f"<p>Stopped; the figure shows what was there.</p>{still}"
@@ -321,6 +357,7 @@ class Explorer(widgets.VBox):
             with self._turn:
                 following, self._next = self._next, None
                 if following is None:
+                    self._shows = False
                     self._bar.layout.display = "none"
                 else:
                     self._begin(*following)
@@ -357,7 +394,11 @@ class Explorer(widgets.VBox):
     def _write_recipe(self) -> None:
         self._recipe.layout.display = "" if self._ask.value else "none"
         if self._ask.value:
-            texts = [("Python", self.code()), ("Notebook, from a shell", self.command())]
+            texts = [
+                ("Python", self.code()),
+                ("Notebook, from a shell", self.command()),
+                ("The same with papermill", self.papermill()),
+            ]
             self._recipe.value = "".join(
                 f"<p><b>{title}</b></p><pre style='{_PLAIN}'>{html.escape(text)}</pre>"
                 for title, text in texts
