@@ -127,6 +127,24 @@ def test_a_training_is_stopped_and_goes_on(lab: str, page: Watched, tmp_path: Pa
 
 
 @slow
+def test_a_luminosity_is_simulated_and_stopped(lab: str, page: Watched) -> None:
+    pytest.importorskip("pythia8mc")
+    page.run_notebook(lab, "24_ten_events")
+    reading = page.page.locator(".massrecon-reading")
+    stop = page.page.get_by_role("button", name="Stop").first
+    page.press("Luminosity", "End")
+    page.page.get_by_text("collisions simulated").wait_for(timeout=60_000)
+    stop.click()
+    page.page.get_by_text("Stopped; the figure shows what was there").wait_for(timeout=30_000)
+    assert "fb⁻¹" not in reading.inner_text()
+    page.press("Luminosity", "ArrowLeft")
+    reading.filter(has_text="signal events are expected").wait_for(timeout=240_000)
+    page.picture("24_ten_events_luminosity")
+    assert "In 5900 fb⁻¹" in reading.inner_text()
+    page.assert_quiet()
+
+
+@slow
 def test_the_monitor_waits_for_a_training(lab: str, page: Watched) -> None:
     page.run_notebook(lab, "27_training_monitor")
     page.picture("27_training_monitor")

@@ -28,6 +28,7 @@ from massrecon.visual.widgets.explorer import Explorer, Progress, slider
 from massrecon.visual.widgets.mass_sliders import mass_sliders
 
 _PAUSE = 900  # ms between two events
+_MANY = 60  # events that are played one by one
 _AT_ONCE = 24  # events whose densities take less than half a second
 
 
@@ -76,7 +77,7 @@ class TenEventsExplorer(Explorer):
              switch(self, "with_background", "with the background that it brings"),
              button("Stored events", self.take_stored, "Sets the luminosity to 0", "archive")),
             (combo(self, "model", "Model", model_names()),
-             combo(self, "background_events", "Taken from", samples),
+             combo(self, "background_events", "Background from", samples),
              switch(self, "whole", "Whole mass plane")),
         )  # fmt: skip
 
@@ -110,8 +111,8 @@ class TenEventsExplorer(Explorer):
         total = drawn_events(self.arguments()) if self.luminosity else self.n_events
         if total is None:
             return self._drawn
+        self._go_through(total)
         with self.held():
-            self._play.max = total
             self.arrived = min(self.arrived, total) if self.arrived > 0 else total
         if events_to_do(self.arguments()) > _AT_ONCE:
             return lambda tell: explore_ten_events(**self._asked, tell=tell)
@@ -121,10 +122,17 @@ class TenEventsExplorer(Explorer):
         """Simulates, and shows all events that came."""
         found = explore_ten_events(**{**self._asked, "arrived": ALL}, tell=tell)
         self._asked["arrived"] = found.data["arrived"]
+        self._go_through(found.data["n_events"])
         with self.held():
-            self._play.max = found.data["n_events"]
             self.arrived = found.data["arrived"]
         return found
+
+    def _go_through(self, total: int) -> None:
+        """Lets the player end at the last event; many events come some at a time, and slower."""
+        with self.held():
+            self._play.max = total
+        self._play.step = 1 + total // _MANY
+        self._play.interval = _PAUSE if total <= _MANY else 3 * _PAUSE
 
     def _explore(self) -> Exploration:
         return explore_ten_events(**self.arguments())
