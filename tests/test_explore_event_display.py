@@ -12,6 +12,7 @@ from massrecon.errors import InputError
 from massrecon.events.generator import simulate
 from massrecon.inference.likeliest import likely_assignments
 from massrecon.inference.mixture import mixture_for
+from massrecon.kinematics.transverse import mt2
 from massrecon.visual.event_views import GROUPS, SeenObject, event_views, space_view
 from massrecon.visual.explore.event_display import explore_event_display, window_estimates
 from massrecon.visual.explore.sources import mass_table, stored_events
@@ -75,7 +76,27 @@ def test_an_event_with_its_views_and_masses() -> None:
     truth = dict(zip(sample.card.mass_names, sample.masses[2].tolist(), strict=True))
     off = abs(found.data["estimates_GeV"]["chi10"] - truth["chi10"])
     assert found.data["off_GeV"]["chi10"] == pytest.approx(off)
-    assert found.data["MT2_GeV"] is None  # one unseen particle only
+    assert found.data["M2CC_GeV"] is None  # one unseen particle only
+    assert "m(χ̃₁⁰) estimated" in found.reading
+
+
+def test_mt2_of_one_unseen_particle_is_below_the_mass_of_what_was_produced() -> None:
+    sample, bounds = stored_events("wino_udd"), []
+    for number in range(12):
+        found = explore_event_display(number=number, model="")
+        assert found.data["trial_mass_GeV"] == 0.0
+        assert f"{found.data['MT2_GeV']:.1f} GeV with massless unseen particles" in found.reading
+        seen: dict[str, Any] = {"a": 0.0, "b": 0.0}
+        (best,) = likely_assignments(mixture_for("wino_udd"), sample[number : number + 1], 1)
+        for leg, slot in best.slots.items():
+            if slot >= 0:
+                seen[sample.card.topology.node(leg).side] += sample.p4[number, slot].double()
+        exact = mt2(seen["a"], seen["b"], sample.ptmiss[number].double(), 0.0)
+        assert found.data["MT2_GeV"] == pytest.approx(float(exact))
+        bounds.append(found.data["MT2_GeV"] / found.data["true_masses_GeV"]["chi20"])
+    # jets that are measured high and wrong assignments are few
+    assert sum(bound < 1.1 for bound in bounds) >= 9
+    assert sum(bound > 0.5 for bound in bounds) >= 9
 
 
 def views(figure: Any) -> list[Any]:

@@ -103,6 +103,8 @@ def _one_event(sample: Events, table: MassTable | None, row: int, width: float) 
     assignment = _assignment(sample.card, event)
     invisible = dict(assignment.invisible) if assignment else {}
     ends = _two_ends(event)
+    if ends.mt2 is None and assignment is not None:
+        ends = _Ends(mt2=_mt2_of_sides(event, assignment), trial=0.0, momenta={})
     invisible |= ends.momenta
     data: dict[str, Any] = {
         "event": row,
@@ -110,7 +112,8 @@ def _one_event(sample: Events, table: MassTable | None, row: int, width: float) 
         "probability": None if assignment is None else assignment.probability,
         "invisible_GeV": {label: p4.tolist() for label, p4 in invisible.items()},
         "ptmiss_GeV": event.ptmiss[0].tolist(),
-        "MT2_GeV": ends.mt2, "M2CC_GeV": ends.m2_cc,
+        "MT2_GeV": ends.mt2, "M2CC_GeV": ends.m2_cc, "trial_mass_GeV": ends.trial,
+        "symbols": {name: plain(sample.card.symbol(name)) for name in sample.card.mass_names},
         "true_masses_GeV": _truth(event), "estimates_GeV": {}, "off_GeV": {},
     }  # fmt: skip
     objects = _objects(event, assignment, invisible)
@@ -262,6 +265,7 @@ class _Ends:
 
     mt2: float | None = None
     m2_cc: float | None = None
+    trial: float | None = None
     momenta: Mapping[str, Tensor]
 
 
@@ -285,8 +289,26 @@ def _two_ends(event: Events) -> _Ends:
     return _Ends(
         mt2=_finite(solved.value),
         m2_cc=_finite(whole.value),
+        trial=trial,
         momenta={label: p4 for label, p4 in momenta.items() if bool(p4.isfinite().all())},
     )
+
+
+def _mt2_of_sides(event: Events, assignment: LikelyAssignment) -> float | None:
+    """Computes MT2 of what is seen of the two sides, with massless unseen particles.
+
+    Where the assignment is right and what is unseen has no mass, it does not exceed the mass of
+    what was produced, on whichever side the unseen particles are.
+    """
+    topology, sides = event.card.topology, {"a", "b"}
+    seen: dict[str, Any] = {}
+    for leg, slot in assignment.slots.items():
+        side = topology.node(leg).side
+        if slot != MISSING and side in sides:
+            seen[side] = seen.get(side, 0.0) + event.p4[:, slot].double()
+    if set(seen) != sides:
+        return None
+    return _finite(mt2_solution(seen["a"], seen["b"], event.ptmiss.double(), 0.0).value)
 
 
 def _finite(value: Tensor) -> float | None:
@@ -365,12 +387,15 @@ def _reading(data: dict[str, Any]) -> str:
         legs = ", ".join(f"{leg} = {what}" for leg, what in data["assignment"].items())
         text += f". Most probable assignment, {100 * data['probability']:.0f} %: {legs}"
     for name, value in data["estimates_GeV"].items():
-        text += f". m({name}) estimated {value:.0f} GeV"
+        text += f". m({data['symbols'][name]}) estimated {value:.0f} GeV"
         if name in data["off_GeV"]:
             truth, off = data["true_masses_GeV"][name], data["off_GeV"][name]
             text += f", true {truth:.0f}, off by {off:.0f}"
     if data["MT2_GeV"] is not None:
-        text += f". MT2 {data['MT2_GeV']:.1f} GeV at the true trial mass"
+        at = "with massless unseen particles" if not data["trial_mass_GeV"] else (
+            f"at the true trial mass, {data['trial_mass_GeV']:.0f} GeV"
+        )  # fmt: skip
+        text += f". MT2 of the two sides {data['MT2_GeV']:.1f} GeV {at}"
         if data["M2CC_GeV"] is not None:
             text += f", M2CC {data['M2CC_GeV']:.1f} GeV"
     return text + "."
