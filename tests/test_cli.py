@@ -63,6 +63,8 @@ def test_help_texts_keep_their_brackets() -> None:
         (["simulate", "wino_udd", "--masses", "chi10=450:50"], "chi10"),
         (["simulate", "wino_udd", "--masses", "600,200"], "such as chi20=600"),
         (["simulate", "wino_udd", "--masses", "chi20=600,chi10=200"], "--masses for each mass"),
+        (["simulate", "nowhere.yaml"], "'nowhere.yaml' cannot be read: there is no such file"),
+        (["reproduce", "nowhere.json"], "There is no 'nowhere.json'"),
         (["run", "04_dream"], "Unknown notebook '04_dream'"),
         (["run", "01_simulate", "-p", "n_event=5"], "did you mean 'n_events'?"),
         (["run", "01_simulate", "-p", "n_events=few"], "should be of type int"),
@@ -74,6 +76,10 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: list[str], mess
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_units_in_square_brackets_are_shown() -> None:
+    assert "Integrated luminosity [1/fb]" in command("measure", "--help").stdout
 
 
 def test_results_have_a_place_of_their_own(tmp_path: Path) -> None:

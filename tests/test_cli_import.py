@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from massrecon.events.exporters import export_events
 from massrecon.events.importers import import_events
 from massrecon.events.store import load_events
 from tests.samples import unpack, write_hepmc
@@ -63,6 +64,20 @@ def test_options_that_cannot_be_are_explained(tmp_path: Path) -> None:
         done = run(path, "--card", "wino_udd", "--out", tmp_path / "out", *options)
         assert done.returncode == 2
         assert message in " ".join(done.stderr.split()), done.stderr
+
+
+def test_exports_come_back_as_parquet_and_another_card_selects_nothing(tmp_path: Path) -> None:
+    events = load_events("wino_udd_600_200")[:5]
+    export_events(events, tmp_path / "own.root")
+    refused = run(tmp_path / "own.root", "--card", "wino_udd", "--out", tmp_path / "out")
+    assert refused.returncode == 2
+    assert "looks like an export of massrecon" in refused.stderr
+    export_events(events, tmp_path / "own.parquet")
+    arguments = ["--card", "wino_lle", "--out", tmp_path / "out"]
+    nothing = run(tmp_path / "own.parquet", *arguments)
+    assert nothing.returncode == 0, nothing.stderr
+    assert "Warning: No event passes the selection of 'wino_lle'" in nothing.stderr
+    assert "0 selected events of 5" in nothing.stdout
 
 
 @WITH_REFERENCE

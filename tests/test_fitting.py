@@ -49,6 +49,17 @@ def test_a_saved_fit_gives_the_same_draws_and_is_not_trained_again(
         mr.fit("barman2025", events, preset="small", training=longer, out=out, progress=False)
 
 
+def test_a_folder_of_other_things_is_refused_before_training(
+    toy_events: ToyEvents, tmp_path: Path
+) -> None:
+    out = tmp_path / "notes"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ModelError, match="holds other files .'notes.txt'.: choose a new folder"):
+        mr.fit("barman2025", toy_events(60, seed=5), preset="small", max_epochs=1, out=out)
+    assert not (tmp_path / "notes.training").exists()
+
+
 def test_bad_requests_are_refused(toy_events: ToyEvents) -> None:
     events = toy_events(60, seed=5)
     with pytest.raises(InputError, match="Unknown model 'barman'.*did you mean 'barman2025'"):

@@ -148,6 +148,7 @@ def test_constraints_that_fail() -> None:
         ("design: sobol\naxes: {m1: {from: 1, to: 2}}", "'n_points' belongs to"),
         ("design: list", "'points' belongs to a design 'list'"),
         ("axes: {m1: []}", "m1"),
+        ("axes: {m1: {from: 1, to: 5, step: 0}}", "'axes.m1.step': input should be greater than 0"),
         ("axis: {m1: [1]}", r"unknown entry \(did you mean 'axes'"),
         ("axes: {m1: [1]}\nseeds: 2\nparameters: {seed: 1}", "exclude one another"),
         ("axes: {m1: [1]}\naxes: {m1: [2]}", "axes"),

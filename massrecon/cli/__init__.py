@@ -48,7 +48,9 @@ app.command("app", context_settings=_OPEN)(page)
 
 def main() -> None:
     """Runs the command line; an error of massrecon's own is printed without a traceback."""
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    warnings.showwarning = lambda message, *_, **__: typer.secho(
+        f"Warning: {message}", fg="yellow", err=True
+    )
     try:
         app()
     except MassReconError as error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from massrecon.cli.values import assignments
 from massrecon.errors import InputError
 
 
@@ -56,47 +55,32 @@ def import_file(
     """Import the events of a file, checked and selected with a card."""
     from massrecon.events.importers import import_events
 
-    with _warnings_shown():
-        sample = import_events(
-            file,
-            card,
-            out,
-            format=format,
-            jets=jets,
-            skip_bad=skip_bad,
-            seed=seed,
-            parton_level=parton_level,
-            truth=truth,
-            masses={name: _number(name, value) for name, value in _pairs(mass, "--mass")} or None,
-            btag_points=tuple(btag_point or ["medium"]),
-            mapping=dict(_pairs(mapping, "--mapping")),
-            n_max=max_entries,
-            workers=workers,
-        )
+    masses = assignments(mass or [], "--mass")
+    sample = import_events(
+        file,
+        card,
+        out,
+        format=format,
+        jets=jets,
+        skip_bad=skip_bad,
+        seed=seed,
+        parton_level=parton_level,
+        truth=truth,
+        masses={name: _number(name, value) for name, value in masses.items()} or None,
+        btag_points=tuple(btag_point or ["medium"]),
+        mapping=assignments(mapping or [], "--mapping"),
+        n_max=max_entries,
+        workers=workers,
+    )
     made = sample.provenance.get("n_generated")
     truth_text = "with" if sample.partons is not None else "without"
-    typer.echo(f"{len(sample)} selected events of {made}, {truth_text} truth, are in {out}")
-
-
-@contextmanager
-def _warnings_shown() -> Iterator[None]:
-    """Shows warnings as lines of the command."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: typer.secho(
-            f"Warning: {message}", fg="yellow", err=True
+    if len(sample) == 0:
+        warnings.warn(
+            f"No event passes the selection of '{card}': see it with 'massrecon cards show {card}',"
+            " and whether the file is of that process.",
+            stacklevel=1,
         )
-        yield
-
-
-def _pairs(options: list[str] | None, name: str) -> list[tuple[str, str]]:
-    """Reads NAME=VALUE options."""
-    pairs = []
-    for option in options or []:
-        key, equals, value = option.partition("=")
-        if not (key.strip() and equals and value.strip()):
-            raise InputError(f"'{name}' should be NAME=VALUE, got '{option}'.")
-        pairs.append((key.strip(), value.strip()))
-    return pairs
+    typer.echo(f"{len(sample)} selected events of {made}, {truth_text} truth, are in {out}")
 
 
 def _number(name: str, value: str) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from massrecon.errors import InputError
+
+_EXPONENT = re.compile(r"[+-]?\d+[eE][+-]?\d+")
 
 
 def values_of(pairs: list[str], option: str) -> dict[str, Any]:
@@ -18,7 +21,7 @@ def values_of(pairs: list[str], option: str) -> dict[str, Any]:
     values = {}
     for name, text in assignments(pairs, option).items():
         try:
-            values[name] = yaml.safe_load(text)
+            values[name] = _number(yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise InputError(f"'{option}' cannot read the value of '{name}': {error}.") from error
     return values
@@ -39,3 +42,10 @@ def assignments(pairs: list[str], option: str) -> dict[str, str]:
             raise InputError(f"'{option}' gives '{name.strip()}' twice: give it once.")
         values[name.strip()] = value.strip()
     return values
+
+
+def _number(value: Any) -> Any:
+    """Reads 1e-3 as a number, which is text to YAML since it has no point."""
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value

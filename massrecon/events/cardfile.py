@@ -149,7 +149,8 @@ def describe_errors(error: ValidationError, model: type[BaseModel], lines: Sourc
 
 def describe(lines: SourceLines, location: Location, problem: str) -> str:
     """Writes a problem of a card as one line: file, line, entry, and what is wrong."""
-    entry = ".".join(str(step) for step in location) or "card"
+    # where an entry may be of several types, pydantic puts the name of the type between the keys
+    entry = ".".join(str(step) for step in location if "[" not in str(step)) or "card"
     return f"{lines.place(location)}: '{entry}': {problem}."
 
 

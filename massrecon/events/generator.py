@@ -31,7 +31,6 @@ from massrecon.events.pool import SCRATCH, WorkerPool
 from massrecon.events.request import Request
 from massrecon.events.store import (
     MANIFEST,
-    checksum,
     load_events,
     locked,
     part_name,
@@ -39,6 +38,7 @@ from massrecon.events.store import (
     refuse_foreign,
     write_manifest,
 )
+from massrecon.provenance import file_sha256
 
 if TYPE_CHECKING:
     from massrecon.events.container import Events
@@ -238,7 +238,7 @@ def _valid_parts(request: Request, folder: Path) -> dict[int, Entry]:
     kept = {}
     for entry in manifest["parts"]:
         path = folder / part_name(entry["number"])
-        if path.exists() and checksum(path) == entry["sha256"]:
+        if path.exists() and file_sha256(path) == entry["sha256"]:
             kept[entry["number"]] = entry
     return kept
 

@@ -89,5 +89,12 @@ def read_card(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"The card '{path}' cannot be read: {error}.") from error
+    except FileNotFoundError as error:
+        raise CardError(
+            f"The card '{path}' cannot be read: there is no such file. Check the path, or choose a "
+            "card by name: 'massrecon cards' lists them."
+        ) from error
+    except OSError as error:
+        raise CardError(f"The card '{path}' cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise CardError(f"The card '{path}' cannot be read: it is no text in UTF-8.") from error

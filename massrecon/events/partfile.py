@@ -28,6 +28,7 @@ from massrecon.events.columns import (
     to_columns,
 )
 from massrecon.events.manifest import READABLE, SCHEMA, card_of
+from massrecon.provenance import file_sha256
 
 METADATA_KEY = b"massrecon"
 _ROWS_PER_GROUP = 16_384
@@ -60,7 +61,7 @@ def write_part(
     metadata = json.dumps(content, ensure_ascii=False).encode()
     try:
         _write_table(temporary, _table(card, arrays, {METADATA_KEY: metadata}))
-        digest = checksum(temporary)
+        digest = file_sha256(temporary)
         temporary.replace(path)
     except OSError as error:
         raise StoreError(
@@ -99,12 +100,6 @@ def _table(
     columns = {name: pyarrow.array(values) for name, values in to_columns(card, arrays)}
     fields = [pyarrow.field(name, c.type, nullable=False) for name, c in columns.items()]
     return pyarrow.table(list(columns.values()), schema=pyarrow.schema(fields, metadata))
-
-
-def checksum(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

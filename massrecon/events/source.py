@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from massrecon.errors import ImportFileError
+from massrecon.provenance import file_sha256
 
 GZIP = b"\x1f\x8b"
 
@@ -90,8 +90,7 @@ def _stamp(path: Path) -> Stamp:
 
 def _checksum(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -31,8 +31,9 @@ from massrecon.events.manifest import (
     refuse_foreign,
     write_manifest,
 )
-from massrecon.events.partfile import PartFile, checksum, write_part
+from massrecon.events.partfile import PartFile, write_part
 from massrecon.events.writer import StoreWriter
+from massrecon.provenance import file_sha256
 
 if TYPE_CHECKING:
     from massrecon.events.container import Events
@@ -43,7 +44,6 @@ __all__ = [
     "SAMPLES",
     "StoreWriter",
     "append_events",
-    "checksum",
     "load_events",
     "locked",
     "open_folder",
@@ -289,6 +289,6 @@ def _first(
 def _is_whole(folder: Path, entry: Mapping[str, Any]) -> bool:
     path = folder / part_name(entry["number"])
     try:
-        return checksum(path) == entry["sha256"]
+        return file_sha256(path) == entry["sha256"]
     except OSError:
         return False

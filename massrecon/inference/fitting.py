@@ -16,7 +16,7 @@ from massrecon.inference.novelty import recorded_reference
 from massrecon.inference.posterior import mass_targets, reconstruct
 from massrecon.inference.prior import recorded_prior
 from massrecon.models import create_model
-from massrecon.models.base import MassModel
+from massrecon.models.base import MassModel, check_model_folder
 from massrecon.models.streaming import SCALING_EVENTS
 from massrecon.models.training import Metric, TrainingConfig, TrainingHistory, train
 from massrecon.models.trees import Trees, grow_forest
@@ -80,6 +80,8 @@ def fit(
         StoreError: If `events` is a folder that cannot be read.
     """
     recipe = _recipe(training, max_minutes, max_epochs, seed, device, processes)
+    if out is not None:
+        check_model_folder(out)
     events = EventStream.open(events) if isinstance(events, str | Path) else events
     if isinstance(events, Events):
         events.validate()

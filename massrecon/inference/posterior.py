@@ -7,7 +7,6 @@ of the masses alone may also give their joint density, on a `MassGrid`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Index, event_rows
 from massrecon.inference import estimators
 from massrecon.inference.massgrid import MassGrid, density_on_grid
-from massrecon.provenance import replacing_folder, versions, write_json
+from massrecon.provenance import file_sha256, replacing_folder, versions, write_json
 
 if TYPE_CHECKING:
     from massrecon.events.container import Events
@@ -263,7 +262,7 @@ class Posterior:
             save_file(tensors, folder / _TENSORS)
             description = {
                 "format": _FORMAT,
-                "sha256": _digest(folder / _TENSORS),
+                "sha256": file_sha256(folder / _TENSORS),
                 "n_draws": self.n_draws,
                 "n_events": len(self),
                 "target_names": list(self.target_names),
@@ -282,7 +281,7 @@ class Posterior:
         folder = Path(path)
         description = _read_description(folder)
         try:
-            if _digest(folder / _TENSORS) != description["sha256"]:
+            if file_sha256(folder / _TENSORS) != description["sha256"]:
                 raise StoreError(
                     f"'{folder / _TENSORS}' is damaged: its checksum differs from the one in "
                     f"{_DESCRIPTION}. Reconstruct the events again."
@@ -414,11 +413,6 @@ def _particle_with(card: ProcessCard, mass: str) -> str:
 
 def _no_truth() -> InputError:
     return InputError("This posterior carries no truth: reconstruct simulated events to have it.")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from massrecon.errors import InputError, unknown_name
+from massrecon.errors import unknown_name
 from massrecon.events.card import ProcessCard
 from massrecon.models.barman2025 import Barman2025
 from massrecon.models.base import MassModel, load_model
@@ -33,6 +33,7 @@ from massrecon.models.flow import Flow
 from massrecon.models.flow_matching import FlowMatching
 from massrecon.models.gan import GAN
 from massrecon.models.mass_head import MassDensity
+from massrecon.models.settings import check_settings
 from massrecon.models.trees import Trees
 from massrecon.models.vae import VAE
 
@@ -70,7 +71,8 @@ def create_model(
         **overrides: Fields of the family's configuration that differ from the preset.
 
     Raises:
-        InputError: If the name, the preset or a field is unknown; the message lists the choices.
+        InputError: If the name, the preset or a field is unknown, with the choices in the message,
+            or a field has a value of another type.
         CardError: If the family cannot read the card's objects.
     """
     if name not in MODELS:
@@ -79,9 +81,7 @@ def create_model(
     if preset not in family.presets:
         raise unknown_name(f"preset of {name}", preset, family.presets)
     fields = {**family.presets[preset], **overrides}
+    check_settings(f"setting of {name}", family.config_type, fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            return family.from_config(card, fields)
-        except TypeError as error:
-            raise InputError(f"The model '{name}' cannot be configured so: {error}.") from error
+        return family.from_config(card, fields)

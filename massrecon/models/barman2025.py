@@ -109,6 +109,7 @@ class Barman2025(MassModel):
     """The diffusion model of arXiv:2507.20869."""
 
     name = "barman2025"
+    config_type = Barman2025Config
     density = "ode"
     solvers = ("ddim", "ancestral", "dpm++", "heun")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

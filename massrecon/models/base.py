@@ -8,7 +8,6 @@ everything needed to rebuild it and to know where it came from. Nothing is ever 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
@@ -26,7 +25,7 @@ from massrecon.errors import InputError, ModelError, ShapeError
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Events
 from massrecon.models.head import DensityKind
-from massrecon.provenance import replacing_folder, versions
+from massrecon.provenance import file_sha256, replacing_folder, versions
 
 FORMAT_VERSION = 1
 HEADER_FILE = "model.json"
@@ -53,12 +52,14 @@ class MassModel(nn.Module, ABC):
         metadata: What else belongs to the model card, as JSON: seed, data fingerprint, metrics,
             history. Saved and loaded with the model.
         name: Name of the family.
+        config_type: The dataclass of its settings.
         presets: Named configurations, as the fields that differ from the defaults.
         density: What `log_prob` returns, see `massrecon.models.head.Head`.
         solvers: Samplers to choose from, the default first; empty if a draw takes one pass.
     """
 
     name: ClassVar[str]
+    config_type: ClassVar[type[Any]]
     density: ClassVar[DensityKind] = "none"
     solvers: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
@@ -192,14 +193,14 @@ class MassModel(nn.Module, ABC):
             ModelError: If `folder` holds something else than a saved model.
         """
         folder = Path(folder)
-        _refuse_foreign(folder)
+        check_model_folder(folder)
         with replacing_folder(folder) as fresh:
             state = {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}
             if half:
                 weights = {name for name, _ in self.named_parameters()}
                 state = {k: t.half() if k in weights else t for k, t in state.items()}
             safetensors.torch.save_file(state, fresh / WEIGHTS_FILE)
-            header = self._header(sha256_of(fresh / WEIGHTS_FILE), {**self.metadata, **metadata})
+            header = self._header(file_sha256(fresh / WEIGHTS_FILE), {**self.metadata, **metadata})
             (fresh / HEADER_FILE).write_text(header, encoding="utf-8")
         return folder
 
@@ -311,7 +312,7 @@ def read_weights(folder: str | Path, header: Mapping[str, Any]) -> dict[str, Ten
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
         raise ModelError(f"'{folder}' has no {WEIGHTS_FILE}: restore or retrain the model.")
-    if sha256_of(path) != header.get("weights_sha256"):
+    if file_sha256(path) != header.get("weights_sha256"):
         raise ModelError(
             f"'{path}' is damaged: its checksum is not the one in {HEADER_FILE}. Restore or "
             "retrain the model."
@@ -324,18 +325,26 @@ def read_weights(folder: str | Path, header: Mapping[str, Any]) -> dict[str, Ten
         ) from error
 
 
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 checksum of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def check_model_folder(folder: str | Path) -> None:
+    """Refuses a folder that holds anything but a saved model, before a model is written there.
+
+    Raises:
+        ModelError: If it is a file, or holds other files.
+    """
+    if refuse_other_files(folder, (HEADER_FILE, WEIGHTS_FILE, "history.json")):
+        read_header(folder)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_other_files(folder: str | Path, own: tuple[str, ...]) -> bool:
+    """Refuses a folder with other files than `own`; says whether there is any file.
+
+    Raises:
+        ModelError: If it is a file, or holds other files.
+    """
+    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ModelError(f"'{folder}' is a file: choose a new folder.")
     entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    foreign = [name for name in entries if name not in (HEADER_FILE, WEIGHTS_FILE, "history.json")]
-    if foreign:
+    if foreign := [name for name in entries if name not in own]:
         raise ModelError(f"'{folder}' holds other files ('{foreign[0]}'): choose a new folder.")
-    if entries:
-        read_header(folder)
+    return bool(entries)

@@ -65,7 +65,6 @@ class EventModel(MassModel):
     the saved weights.
     """
 
-    config_type: ClassVar[type[Any]]
     head_type: ClassVar[Any]
     config: Any
     head: Head | None

@@ -12,11 +12,17 @@ from typing import Any, Literal
 
 from massrecon.errors import InputError
 from massrecon.models.devices import Compilation
+from massrecon.models.settings import check_settings
 from massrecon.provenance import write_json
 
 # share of the steps after which the first validation comes
 _EARLY = 0.03
 _ROUNDING = 1e-9
+_BUDGETS = ("max_minutes", "max_epochs", "max_steps")
+_POSITIVE = (
+    *("batch_size", "rounds", "metric_events", "learning_rate", "gradient_clip"),
+    *("processes", "process_minutes", "shuffle_events"),
+)
 _CHOICES = {
     "precision": ("auto", "bf16", "tf32", "float32"),
     "compile": ("none", "kernels", "graphs"),
@@ -87,16 +93,11 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        budgets = (self.max_minutes, self.max_epochs, self.max_steps)
-        if all(budget is None for budget in budgets):
+        check_settings("setting of the training", type(self), vars(self))
+        if all(getattr(self, budget) is None for budget in _BUDGETS):
             raise InputError("Training needs a budget: set max_minutes, max_epochs or max_steps.")
-        if any(budget is not None and budget <= 0 for budget in budgets):
-            raise InputError("'max_minutes', 'max_epochs' and 'max_steps' should be positive.")
-        for name in (
-            *("batch_size", "rounds", "metric_events", "learning_rate", "gradient_clip"),
-            *("processes", "process_minutes", "shuffle_events"),
-        ):
-            if getattr(self, name) <= 0:
+        for name in (*_BUDGETS, *_POSITIVE):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"'{name}' should be positive, got {getattr(self, name)}.")
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:

@@ -7,7 +7,6 @@ ones stay.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from massrecon.errors import InputError, RunError, require_extra, unknown_name
-from massrecon.provenance import write_json, write_text
+from massrecon.provenance import file_sha256, write_json, write_text
 from massrecon.runs.notebooks import notebook_folder
 
 START = "notebooks/00_start.ipynb"
@@ -53,7 +52,7 @@ def copy_notebooks(folder: str | Path) -> dict[str, Outcome]:
         for name, source in _sources():
             outcome[name] = _copy(source, folder / name, copied.get(name))
             if outcome[name] != "kept":
-                copied[name] = _checksum(source)
+                copied[name] = file_sha256(source)
         write_json(folder / _RECORD, {"format": "massrecon-lab-1", "copied": copied})
     except OSError as error:
         raise InputError(f"'{folder}' cannot be written to: {error}.") from error
@@ -143,8 +142,8 @@ def _copy(source: Path, target: Path, copied: str | None) -> Outcome:
     if not target.exists():
         write_text(target, source.read_text(encoding="utf-8"))
         return "new"
-    present = _checksum(target)
-    if present == _checksum(source):
+    present = file_sha256(target)
+    if present == file_sha256(source):
         return "unchanged"
     if present != copied:
         return "kept"
@@ -159,7 +158,3 @@ def _copied(folder: Path) -> dict[str, str]:
         return {str(name): str(value) for name, value in content["copied"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -8,7 +8,6 @@ given by the parameter ``out``.
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import logging
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 import massrecon
 from massrecon.errors import InputError, RunError, require_extra, unknown_name
-from massrecon.provenance import write_json
+from massrecon.provenance import file_sha256, write_json
 
 _RECORD = "run.json"
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
@@ -265,7 +264,7 @@ def forget_run(out: str | Path) -> None:
 
 def notebook_sha256(notebook: str | Path) -> str:
     """Returns the SHA-256 checksum of a notebook as hexadecimal digits."""
-    return hashlib.sha256(find_notebook(notebook).read_bytes()).hexdigest()
+    return file_sha256(find_notebook(notebook))
 
 
 def _request(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,10 @@ def reproduce(summary: str | Path, out: str | Path, progress: bool = True) -> Co
         InputError: If there is no record of the run, or `out` is its own folder.
         RunError: If the notebook fails.
     """
-    folder = Path(summary).parent if Path(summary).is_file() else Path(summary)
+    summary = Path(summary)
+    if not summary.exists():
+        raise InputError(f"There is no '{summary}': pass the summary.json of a 'massrecon run'.")
+    folder = summary.parent if summary.is_file() else summary
     record, before = _read(folder / "run.json"), _read(folder / "summary.json")
     if Path(out).resolve() == folder.resolve():
         raise InputError(f"'out' is the folder of the result itself, '{out}': choose another.")
@@ -125,10 +128,14 @@ def _notes(record: Mapping[str, Any], notebook: Path) -> list[str]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(
-            f"'{path}' cannot be read ({error}): pass the summary.json of a finished "
-            "'massrecon run'."
+            f"'{path}' cannot be read ({error.strerror}): pass the summary.json of a finished "
+            "'massrecon run', which has such a file beside it."
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"'{path}' is damaged ({error}): pass the summary.json of a finished 'massrecon run'."
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"'{path}' is no record of a run.")

@@ -91,9 +91,13 @@ class DelphesReader:
                 "or damaged, fetch or make it again."
             ) from error
         there = ", ".join(f"'{name}'" for name in sorted(names)) or "nothing"
-        raise ImportFileError(
-            f"'{self.path}' has no tree '{TREE}' but {there}: pass the output of Delphes."
-        )
+        remedy = "pass the output of Delphes"
+        if {"card", "events"} <= names.keys():
+            remedy = (
+                "it looks like an export of massrecon, which is for other programs; "
+                "pass the folder it was made from, or export that as .parquet"
+            )
+        raise ImportFileError(f"'{self.path}' has no tree '{TREE}' but {there}: {remedy}.")
 
     def _branches(self) -> list[str]:
         """Lists the branches to read, after checking that they are there."""

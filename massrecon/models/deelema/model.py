@@ -18,7 +18,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from massrecon.errors import InputError, ModelError, ShapeError
 from massrecon.events.container import Events
 from massrecon.kinematics.legs import DecayLegs
 from massrecon.kinematics.topology import DecayTopology
+from massrecon.models.base import refuse_other_files
 from massrecon.models.deelema.anchor import Edge
 from massrecon.models.deelema.calibration import Simulator, anchor_edges
 from massrecon.models.deelema.config import DeeLeMaConfig
@@ -43,7 +43,7 @@ from massrecon.models.deelema.momenta import MassFunction, invisible_momenta, sa
 from massrecon.models.deelema.network import Network, OrderedMasses
 from massrecon.models.deelema.scan import TrialMassScan, scan_trial_mass
 from massrecon.models.deelema.structure import Structure
-from massrecon.provenance import replacing_folder, versions
+from massrecon.provenance import file_sha256, replacing_folder, versions
 
 HEADER_FILE = "deelema.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -349,7 +349,7 @@ class DeeLeMa:
             ModelError: If `folder` holds something else.
         """
         folder = Path(folder)
-        _refuse_foreign(folder)
+        refuse_other_files(folder, (HEADER_FILE, WEIGHTS_FILE))
         with replacing_folder(folder) as fresh:
             state = {**_state("network", self.network), **_state("masses", self.global_masses)}
             safetensors.torch.save_file(state, fresh / WEIGHTS_FILE)
@@ -363,7 +363,7 @@ class DeeLeMa:
                 "masses": self.masses,
                 "intervals": self._intervals,
                 "record": dataclasses.asdict(self.record),
-                "weights_sha256": _sha256(fresh / WEIGHTS_FILE),
+                "weights_sha256": file_sha256(fresh / WEIGHTS_FILE),
                 "versions": versions("torch"),
                 "metadata": metadata,
             }
@@ -380,7 +380,7 @@ class DeeLeMa:
         """
         header = _read_header(Path(folder))
         weights = Path(folder) / WEIGHTS_FILE
-        if not weights.is_file() or _sha256(weights) != header.get("weights_sha256"):
+        if not weights.is_file() or file_sha256(weights) != header.get("weights_sha256"):
             raise ModelError(f"'{weights}' is missing or damaged: restore it or fit again.")
         try:
             legs = _legs_from_dict(header["topology"])
@@ -439,11 +439,6 @@ def _config_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {**stored, "resolution": tables}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER_FILE
     if not path.is_file():
@@ -458,12 +453,3 @@ def _read_header(folder: Path) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise ModelError(f"'{path}' has format version {version}: install a newer massrecon.")
     return header
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ModelError(f"'{folder}' is a file: choose a new folder.")
-    entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    foreign = [name for name in entries if name not in (HEADER_FILE, WEIGHTS_FILE)]
-    if foreign:
-        raise ModelError(f"'{folder}' holds other files ('{foreign[0]}'): choose a new folder.")
