@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def percent(value: float, error: float) -> str:
     """Writes a fraction with its error in per cent."""
     return f"{100 * value:.1f} ± {100 * error:.1f}"
+
+
+def with_spread(value: float, spread: float | None) -> str:
+    """Writes a number to the first digit of its spread, such as 0.073 ± 0.004."""
+    if not spread:
+        return f"{value:.3g}"
+    digits = max(0, -math.floor(math.log10(spread)))
+    return f"{value:.{digits}f} ± {spread:.{digits}f}"
 
 
 def made_by(results: dict[str, Any], *also: str) -> str:
@@ -313,7 +322,7 @@ def _ratios(name: str, one: dict[str, Any] | None, beginning: str = "") -> str:
     rows = [
         [
             row["what"],
-            f"{row['ratio']:.3g}" + (f" ± {row['spread']:.1g}" if row["spread"] else ""),
+            with_spread(row["ratio"], row["spread"]),
             row["than"], row["unit"], row["note"],
         ]
         for row in one["rows"]

@@ -52,6 +52,8 @@ def test_comparison_leaves_out_what_belongs_to_the_machine() -> None:
     after = {"a": 1, "b": [1.0, float("nan")], "wall_seconds": 2, "versions": {"x": "2"}}
     assert compare(before, after).identical
     assert compare(before, {**after, "a": 1.0}).different == {"a": (1, 1.0)}
+    assert compare({"events_per_second": 3.0}, {"events_per_second": 4.0}).identical
+    assert not compare({"outliers": 0.01}, {"outliers": 0.02}).identical
     assert compare(before, {"b": [1.0]}).different.keys() == {"a", "b[1]"}
 
 

@@ -100,18 +100,3 @@ def empty_arrays(card: ProcessCard, wanted: Mapping[str, Sequence[str]], n_event
         shape = () if name.startswith(VARIATION) else trailing.get(name, (len(columns),))
         arrays[name] = np.empty((n_events, *shape), column_type(name))
     return arrays
-
-
-def from_columns(card: ProcessCard, columns: Mapping[str, np.ndarray]) -> Arrays:
-    """Puts columns together to event arrays; truth that is absent is left out.
-
-    Raises:
-        KeyError: If a column of the reconstructed event is missing; its name is the argument.
-    """
-    wanted = arrays_in(card, columns)
-    arrays = empty_arrays(card, wanted, len(columns["weight"]))
-    for name, names in wanted.items():
-        rows = arrays[name].reshape(-1, len(names)) if names else arrays[name]
-        for i, column in enumerate(names):
-            rows[:, i] = columns[column]
-    return arrays

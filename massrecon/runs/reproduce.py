@@ -21,7 +21,8 @@ from massrecon.runs.notebooks import find_notebook, notebook_sha256, run_noteboo
 
 COMPARISON = "comparison.json"
 
-_OF_THE_MACHINE = ("seconds", "minutes", "versions", "device", "out", "per_second")
+_OF_THE_MACHINE = {"second", "seconds", "minutes", "versions", "device", "out"}
+"""Words in the names of values that another machine, or another time, changes."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _values(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Lists all values of a summary that a second run should give again, by their paths."""
     if isinstance(content, Mapping):
         for name, inner in content.items():
-            if not any(word in str(name) for word in _OF_THE_MACHINE):
+            if _OF_THE_MACHINE.isdisjoint(str(name).split("_")):
                 yield from _values(inner, f"{path}.{name}" if path else str(name))
     elif isinstance(content, list):
         for number, inner in enumerate(content):
