@@ -98,3 +98,24 @@ def test_a_missing_reason_is_seen() -> None:
     assert without_reason("x = f()  # type: ignore[arg-type]  wrong on purpose") == []
     for line in ("x = 1  # noqa", "x = 1  # noqa: E501", "x = f()  # type: ignore[arg-type]"):
         assert without_reason(line) == [line[7:] if "f()" not in line else line[9:]]
+
+
+def rooms_of_the_map() -> list[tuple[str, str]]:
+    """Floors and names in the last column of the map in CONTRIBUTING."""
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = text.split("## Map of the code")[1].split("\n## ")[0]
+    found, own = [], ""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 3 and "---" not in cells[0]:
+            own = cells[0].split("`")[1].rstrip("/") if "`" in cells[0] else own
+            found += [(own, name) for name in re.findall(r"`(\w+)`", cells[2])]
+    return found
+
+
+def test_the_map_of_the_code_is_true() -> None:
+    named = rooms_of_the_map()
+    assert len(named) > 50
+    for own, name in named:
+        assert (PACKAGE / own / f"{name}.py").is_file() or (PACKAGE / own / name).is_dir(), name
+    assert {own for own, _ in named} == set(FLOORS) - {"errors", "cli"}
