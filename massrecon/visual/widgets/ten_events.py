@@ -140,4 +140,4 @@ class TenEventsExplorer(Explorer):
     def _on_luminosity(self, _: object = None) -> None:
         """Lets the numbers of stored events be set only where they count."""
         for one in self._stored:
-            one.disabled = bool(self.luminosity)
+            one.set_trait("disabled", bool(self.luminosity))
