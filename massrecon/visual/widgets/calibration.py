@@ -51,8 +51,8 @@ class CalibrationExplorer(Explorer):
         )  # fmt: skip
         traitlets.link((recalibrate, "value"), (self, "recalibrated"))
         terms = slider(self, "degree", "Terms", 1, 8, 1)
-        terms.disabled = self.method != "bending"
-        self.observe(lambda c: setattr(terms, "disabled", c["new"] != "bending"), names="method")
+        terms.set_trait("disabled", self.method != "bending")
+        self.observe(lambda c: terms.set_trait("disabled", c["new"] != "bending"), names="method")
         return rows(
             (combo(self, "model", "Model", model_names()), choice(self, "test", "Test", TESTS),
              combo(self, "events", "Events", event_names())),
