@@ -240,19 +240,20 @@ def _grouped_band(
     count = sums.shape[1]
     floor = levels * (1 - levels) / float(effective_size(weight))
 
-    def error_of(total: Tensor, squares: Tensor) -> Tensor:
-        return torch.maximum(squares - total.square() / count, floor.unsqueeze(1)).sqrt()
-
     total, squares = sums.sum(1, keepdim=True), sums.square().sum(1, keepdim=True)
-    error = error_of(total, squares)
+    error = torch.maximum(squares - total.square() / count, floor.unsqueeze(1)).sqrt()[:, 0]
+    # in units of the error, so that single precision is plenty
+    unit = error.unsqueeze(1)
+    sums, total, least = ((x / unit).float() for x in (sums, total, floor.sqrt().unsqueeze(1)))
     largest = []
     for times in _resamplings(count, seed):
-        drawn = torch.from_numpy(times).double()
-        own, own_squares = sums @ drawn, sums.square() @ drawn
-        largest.append(((own - total).abs() / error_of(own, own_squares)).amax(0))
-    ratio = torch.cat(largest)
-    width = float(torch.quantile(ratio, confidence)) * error[:, 0]
-    found = float(((share - levels).abs() / error[:, 0]).max())
+        drawn = torch.from_numpy(times).float()
+        own, variance = sums @ drawn, sums.square() @ drawn
+        variance.addcmul_(own, own, value=-1 / count).clamp_(min=least.square())
+        largest.append(own.sub_(total).square_().div_(variance).amax(0))
+    ratio = torch.cat(largest).sqrt().double()
+    width = float(torch.quantile(ratio, confidence)) * error
+    found = float(((share - levels).abs() / error).max())
     p_value = (1 + int((ratio >= found).sum())) / (1 + _SIMULATIONS)
     return levels - width, levels + width, p_value
 
