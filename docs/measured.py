@@ -205,7 +205,7 @@ def coverage() -> str:
         for level, cell in levels.items()
     ]  # fmt: skip
     head = ["events are", "events", "claimed", "held [%]", "over the points [%]"]
-    said = f"{results['experiments']:,} pseudo-experiments at each point. Note: {results['note']}."
+    said = f"{results['experiments']:,} pseudo-experiments at each point."
     return table(head, rows) + made_by(results, said)
 
 
@@ -347,10 +347,7 @@ def calibration() -> str:
         for mass in ("chi20", "chi10")
     ]  # fmt: skip
     head = ["", "mass", "p-value of ranks", "in 68 % [%]", "in 95 % [%]", "p-value of TARP"]
-    said = (
-        f"{found['n_test']:,} test events, the correction fitted to {found['n_fit']:,} others. "
-        f"Note: {found['note']}."
-    )
+    said = f"{found['n_test']:,} test events, the correction fitted to {found['n_fit']:,} others."
     return table(head, rows) + made_by(results, said)
 
 
