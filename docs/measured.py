@@ -134,23 +134,21 @@ def _differences(study: str) -> str:
 def combination() -> str:
     """Resolution and coverage of measurements of N events."""
     results = recorded("combination")["physics"]
-    curve = results["pools"]["ev600_200"]["curve"]
+    pool = results["pools"]["ev600_200"]
     rows = [
         [
-            str(p["n_events"]), p["method"],
+            source, str(p["n_events"]), p["method"],
             *("{:.1f} ± {:.1f}".format(*p["resolution"][m]) for m in ("chi20", "chi10")),
             *("{:+.1f} ± {:.1f}".format(*p["bias"][m]) for m in ("chi20", "chi10")),
             *(percent(*p["coverage"][c]) if c in p["coverage"] else "–" for c in ("0.68", "0.95")),
         ]
+        for source, curve in (("`wino_udd`", pool["curve"]), ("mixture", pool["mixture"]))
         for p in curve["points"]
     ]  # fmt: skip
     masses = [_SYMBOLS[name] for name in ("chi20", "chi10")]
     numbers = [f"{what} of {mass}" for what in ("resolution", "bias") for mass in masses]
-    head = ["events", "method", *numbers, "68 %", "95 %"]
-    said = (
-        f"{results['n_experiments']:,} pseudo-experiments, seed {results['seed']}; "
-        f"{curve['model']}."
-    )
+    head = ["model", "events", "method", *numbers, "68 %", "95 %"]
+    said = f"{results['n_experiments']:,} pseudo-experiments, seed {results['seed']}."
     return table(head, rows) + made_by(results, said)
 
 

@@ -50,11 +50,29 @@ def test_resolution_with_ten_events() -> None:
     said = quoted(r"peak of their summed posteriors ([\d.]+) and ([\d.]+) GeV")
     assert said == pytest.approx([round(peak["resolution"][n][0], 1) for n in ("chi20", "chi10")])
     said = quoted(
-        r"hold the truth in ([\d.]+) ± ([\d.]+) % for 10 events "
-        r"and in ([\d.]+) ± ([\d.]+) % for 100"
+        r"hold the truth in ([\d.]+) ± ([\d.]+) % for 10 events and in ([\d.]+) ± ([\d.]+) % for "
+        r"100, those of 95 % in ([\d.]+) ± ([\d.]+) and ([\d.]+) ± ([\d.]+) %"
     )
-    found = [100 * v for n in (10, 100) for v in at(points, n, "combined")["coverage"]["0.68"]]
+    found = [
+        100 * v
+        for level in ("0.68", "0.95")
+        for n in (10, 100)
+        for v in at(points, n, "combined")["coverage"][level]
+    ]
     assert said == pytest.approx(found, abs=0.0501)
+
+
+def test_several_events_with_the_kinematic_mixture() -> None:
+    points = recorded("combination")["physics"]["pools"]["ev600_200"]["mixture"]["points"]
+    number = r"([\d.]+) ± ([\d.]+)"
+    said = quoted(rf"needs no training, comes within {number} and {number} GeV")
+    ten = at(points, 10, "combined")
+    assert said == pytest.approx(
+        [*ten["resolution"]["chi20"], *ten["resolution"]["chi10"]], abs=0.0501
+    )
+    said = quoted(r"in (\d+) % for ten events and in (\d+) % for a hundred")
+    held = [at(points, n, "combined")["coverage"]["0.68"][0] for n in (10, 100)]
+    assert said == pytest.approx([100 * v for v in held], abs=0.501)
 
 
 def test_coverage_of_neyman_regions() -> None:
