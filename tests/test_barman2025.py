@@ -366,7 +366,7 @@ def test_create_model_lists_the_choices(card: ProcessCard) -> None:
         create_model("barman", card)
     with pytest.raises(InputError, match="preset of barman2025 'tiny': choose from full, small"):
         create_model("barman2025", card, "tiny")
-    with pytest.raises(InputError, match="unexpected keyword argument 'widht'"):
+    with pytest.raises(InputError, match="Unknown setting of barman2025 'widht': choose from"):
         create_model("barman2025", card, widht=3)
 
 
