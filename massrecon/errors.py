@@ -52,6 +52,13 @@ class MissingExtraError(MassReconError, ImportError):
     """An optional package is not installed; the message gives the install line."""
 
 
+def reason(error: Exception) -> str:
+    """Says in short why a file could not be read: without its name, which the message has."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """Builds the error for a name that is not among `choices`, with the nearest match first."""
     names = list(choices)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import massrecon
+from massrecon.errors import StoreError, reason
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -55,6 +56,26 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; see `write_text`."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
+    """Reads what `write_json` wrote.
+
+    Args:
+        path: The file.
+        what: What it should be, for the message, such as ``"a training prior"``.
+
+    Returns:
+        Its content; empty if it is JSON of another kind.
+
+    Raises:
+        StoreError: If it is missing or damaged.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"'{path}' cannot be read as {what}: {reason(error)}.") from error
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager

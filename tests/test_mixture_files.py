@@ -72,10 +72,10 @@ def test_a_card_has_its_fitted_parameters_at_once(card: ProcessCard) -> None:
 
 def test_files_that_are_no_mixture_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mixture.json"
-    with pytest.raises(StoreError, match="There is no file"):
+    with pytest.raises(StoreError, match="cannot be read as a mixture: no such file"):
         load_mixture(path)
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(StoreError, match="cannot be read as JSON"):
+    with pytest.raises(StoreError, match="cannot be read as a mixture: Expecting property name"):
         load_mixture(path)
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(StoreError, match="its 'format' should be"):

@@ -26,7 +26,6 @@ References:
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, StoreError
 from massrecon.inference.polynomial import scaled
-from massrecon.provenance import write_json
+from massrecon.provenance import read_json, write_json
 
 LEVELS = (0.68, 0.95)
 """Contents of the regions."""
@@ -226,11 +225,7 @@ class NeymanRegions:
         Raises:
             StoreError: If the file is missing, foreign or damaged.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreError(f"'{path}' cannot be read as critical values: {error}") from error
-        return cls.from_dict(content if isinstance(content, dict) else {})
+        return cls.from_dict(read_json(path, "critical values"))
 
 
 def log_quantile(statistics: Tensor, level: float) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ reject any signal, which is why the observables are taken at the measured masses
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from massrecon.errors import InputError, StoreError, unknown_name
 from massrecon.events.container import Events
 from massrecon.inference.prior import varying_masses
 from massrecon.kinematics import fourvectors as fv
-from massrecon.provenance import write_json
+from massrecon.provenance import read_json, write_json
 
 METADATA = "reference"
 """Entry of a model's metadata that holds the reference of its training sample."""
@@ -200,11 +199,7 @@ class Reference:
         Raises:
             StoreError: If the file is missing, foreign or damaged.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreError(f"'{path}' cannot be read as a reference: {error}") from error
-        return cls.from_dict(content if isinstance(content, dict) else {})
+        return cls.from_dict(read_json(path, "a reference"))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

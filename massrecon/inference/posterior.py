@@ -7,7 +7,6 @@ of the masses alone may also give their joint density, on a `MassGrid`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Index, event_rows
 from massrecon.inference import estimators
 from massrecon.inference.massgrid import MassGrid, density_on_grid
-from massrecon.provenance import file_sha256, replacing_folder, versions, write_json
+from massrecon.provenance import file_sha256, read_json, replacing_folder, versions, write_json
 
 if TYPE_CHECKING:
     from massrecon.events.container import Events
@@ -417,12 +416,9 @@ def _no_truth() -> InputError:
 
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / _DESCRIPTION
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise StoreError(f"'{folder}' is not a posterior: it has no {_DESCRIPTION}.") from error
-    except (OSError, ValueError) as error:
-        raise StoreError(f"'{path}' cannot be read: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+    if not path.is_file():
+        raise StoreError(f"'{folder}' is not a posterior: it has no {_DESCRIPTION}.")
+    description = read_json(path, "the description of a posterior")
+    if description.get("format") != _FORMAT:
         raise StoreError(f"'{path}' does not describe a posterior of this version of massrecon.")
     return description

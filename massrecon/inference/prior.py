@@ -18,7 +18,6 @@ References:
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from massrecon.errors import InputError, StoreError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.kinematics.mixture_scheme import MassRegion
-from massrecon.provenance import write_json
+from massrecon.provenance import read_json, write_json
 
 DEGREE = 4
 """Total degree of the polynomials."""
@@ -202,11 +201,7 @@ class TrainingPrior:
         Raises:
             StoreError: If the file is missing, foreign or damaged.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreError(f"'{path}' cannot be read as a training prior: {error}") from error
-        return cls.from_dict(content if isinstance(content, dict) else {})
+        return cls.from_dict(read_json(path, "a training prior"))
 
 
 def recorded_prior(events: Events) -> dict[str, Any]:

@@ -30,7 +30,6 @@ References:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -48,7 +47,7 @@ from massrecon.inference.posterior import Posterior
 from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.sbc import rank_values
 from massrecon.inference.statistics import clusters, group_sums
-from massrecon.provenance import write_json
+from massrecon.provenance import read_json, write_json
 
 if TYPE_CHECKING:
     from massrecon.inference.likelihood import MassLikelihood
@@ -285,10 +284,10 @@ def load_recalibration(path: str | Path) -> Temperature | ConditionalPIT:
         StoreError: If the file is missing, foreign or damaged.
     """
     kinds = {_TEMPERATURE: Temperature, _PIT: ConditionalPIT}
+    content = read_json(path, "a recalibration")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
         return kinds[content["format"]].from_dict(content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"'{path}' cannot be read as a recalibration: {error!r}") from error
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from massrecon.errors import ModelError
+from massrecon.errors import ModelError, reason
 from massrecon.models.base import HEADER_FILE
 from massrecon.models.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, STOP_FILE
 
@@ -147,7 +147,7 @@ def _from_checkpoint(folder: Path) -> TrainingProgress:
             age=_age(path),
         )
     except Exception as error:
-        raise ModelError(f"'{path}' is not a readable checkpoint: {error}.") from error
+        raise ModelError(f"'{path}' is not a readable checkpoint: {reason(error)}.") from error
 
 
 def _from_history(folder: Path, history: Mapping[str, Any]) -> TrainingProgress:
@@ -175,7 +175,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"'{path}' cannot be read: {error}.") from error
+        raise ModelError(f"'{path}' cannot be read: {reason(error)}.") from error
     return content if isinstance(content, dict) else {}
 
 

@@ -24,29 +24,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from held_out import held_out_calibration
 from pools import CARD, NAMES, POOLS, simulated
 from reconstruction import STUDIES, samples_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from windows import Grid, statistic
 
 import massrecon as mr
 from massrecon.events.container import Events
-from massrecon.inference import sbc
 from massrecon.inference.background import BackgroundRatio
-from massrecon.inference.calibration import (
-    CalibrationReport,
-    calibration_curve,
-    calibration_report,
-)
 from massrecon.inference.composition import mixed
-from massrecon.inference.griddensity import at_points
-from massrecon.inference.likelihood import MassLikelihood, mass_likelihood, with_outliers
+from massrecon.inference.likelihood import mass_likelihood, with_outliers
 from massrecon.inference.morphing import DetectorShift, morphed
 from massrecon.inference.neyman import NeymanRegions
 from massrecon.inference.prior import TrainingPrior
-from massrecon.inference.pseudo import FARTHEST, experiments, ratio_statistic, totals
-from massrecon.inference.recalibration import ConditionalPIT, Temperature
-from massrecon.inference.statistics import clusters, group_sums
+from massrecon.inference.pseudo import FARTHEST, experiments, totals
 from massrecon.inference.systematics import MassShift, Systematics, slope_of
 from massrecon.provenance import versions, write_json
 
@@ -91,45 +84,67 @@ class Bench:
     ratio: BackgroundRatio
 
     def table(self, pool: str, variant: str) -> dict[str, Tensor]:
-        """Reads the events of a pool with the model, as they are or shifted."""
+        """Reads the events of a pool with the model, as they are or shifted.
+
+        Beside what `read` writes, ``window`` is log r in the window around an event's true masses.
+        """
         path = self.work / "tables" / f"{pool}_{variant}.safetensors"
-        if not path.is_file():
+        near = path.with_stem(f"{path.stem}_windows")
+        if not path.is_file() or not near.is_file():
             events = simulated(pool, self.work)
             if variant != "none":
                 stride = STRIDES.get(pool, {}).get(variant, 1 if variant.endswith("1") else 4)
                 events = events[torch.arange(len(events)) % stride == 0]
             events = morphed(events, shift_of(variant), mr.load_card(CARD), seed=5)
-            self.read(events, path)
-        return load_file(path)
+            if not path.is_file():
+                self.read(events, path)
+            self.read_windows(events, near)
+        return load_file(path) | load_file(near)
 
     def read(self, events: Events, path: Path) -> None:
-        """Writes log r of every event on the grid, its true masses, and its background weight."""
-        rows = [
-            mass_likelihood(self.model, events[i : i + 2000], prior=self.prior).log_ratio.float()
-            for i in range(0, len(events), 2000)
-        ]
-        content = {"log_ratio": torch.cat(rows), "log_background": self.ratio(events)}
+        """Writes log r of every event over the plane, its masses, and its background weight."""
+        content = {"log_ratio": self.log_ratio(events), "log_background": self.ratio(events)}
         if events.masses is not None:
             content["masses"] = events.masses
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in content.items()}, path)
-        print(f"read {len(events):,} events: {path.name}", flush=True)
+        written(content, path)
+
+    def read_windows(self, events: Events, path: Path) -> None:
+        """Writes log r of every event in the window around its own mass point."""
+        assert events.masses is not None
+        masses, point = events.masses.unique(dim=0, return_inverse=True)
+        rows = [(point == i).nonzero()[:, 0] for i in range(len(masses))]
+        found = [
+            self.log_ratio(events[own], axes=Grid.around(mass, self.prior).axes)
+            for own, mass in zip(rows, masses, strict=True)
+        ]
+        written({"window": torch.cat(found)[torch.cat(rows).argsort()]}, path)
+
+    def background(self, name: str) -> tuple[Events, Tensor]:
+        """Returns the events of a background, and which of them pass the cut."""
+        return simulated(name, self.work), self.ratio.backgrounds[name] < CUT
+
+    def background_window(self, mass: Tensor) -> Tensor:
+        """Computes log r of the selected background in the window around a mass point."""
+        axes = Grid.around(mass, self.prior).axes
+        selected = [events[kept] for events, kept in map(self.background, BACKGROUNDS)]
+        return torch.cat([self.log_ratio(events, axes=axes) for events in selected])
+
+    def log_ratio(self, events: Events, **grid: Any) -> Tensor:
+        """Computes log r of every event on a grid of `mass_likelihood`, ``(N, G)``."""
+        parts = (events[i : i + 2000] for i in range(0, len(events), 2000))
+        rows = [mass_likelihood(self.model, part, prior=self.prior, **grid) for part in parts]
+        return torch.cat([row.log_ratio.float() for row in rows])
+
+
+def written(content: dict[str, Tensor], path: Path) -> None:
+    """Writes a table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in content.items()}, path)
+    print(f"{len(next(iter(content.values()))):,} events: {path.name}", flush=True)
 
 
 def shift_of(variant: str) -> DetectorShift:
     return OTHERS.get(variant) or DetectorShift(jet_scale=JET_SCALE * NODES[variant])
-
-
-@dataclasses.dataclass
-class Grid:
-    """The mass grid of the tables."""
-
-    axes: list[Tensor]
-    inside: Tensor
-
-    @property
-    def points(self) -> Tensor:
-        return torch.cartesian_prod(*self.axes)
 
 
 def by_point(tables: list[dict[str, Tensor]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
@@ -154,8 +169,11 @@ def summed(
     size: int,
     number: int,
     seed: int,
+    where: str,
 ) -> Tensor:
     """Makes pseudo-experiments and adds up their events, profiled over the share, ``(T, G)``.
+
+    The same seed gives the same experiments on either grid.
 
     Args:
         pools: Signal of one mass point by the shift of the jets; each experiment has one of them.
@@ -163,6 +181,7 @@ def summed(
         size: Events in an experiment.
         number: Number of experiments.
         seed: Seed.
+        where: On which grid, ``"log_ratio"`` (the plane) or ``"window"``.
     """
     generator = torch.Generator().manual_seed(seed + 0x77)
     odds = torch.tensor([PROBABILITIES[name] if len(pools) > 1 else 1.0 for name in pools])
@@ -175,7 +194,7 @@ def summed(
     for i, pool in enumerate(pools.values()):
         here = node == i
         if bool(here.any()):
-            parts.append(_profiled(pool, background, n_background[here], size, seed + i))
+            parts.append(_profiled(pool, background, n_background[here], size, seed + i, where))
     return torch.cat(parts)
 
 
@@ -185,11 +204,12 @@ def _profiled(
     n_background: Tensor,
     size: int,
     seed: int,
+    where: str,
 ) -> Tensor:
     """Adds up events of one pool and of the background, with the best share of it."""
     number = len(n_background)
     chosen = experiments(len(pool["log_ratio"]), size, number, seed)
-    signal = with_outliers(pool["log_ratio"], OUTLIERS)
+    signal = with_outliers(pool[where], OUTLIERS)
     if background is None:
         return totals(signal, chosen)
     other = experiments(len(background["log_ratio"]), size, number, seed, background["weight"])
@@ -199,7 +219,7 @@ def _profiled(
     for share in SHARES:
         total = _counted(mixed(signal, pool["log_background"], share), chosen, own)
         from_background = mixed(
-            with_outliers(background["log_ratio"], OUTLIERS), background["log_background"], share
+            with_outliers(background[where], OUTLIERS), background["log_background"], share
         )
         total = total + _counted(from_background, other, 1 - own)
         best = torch.maximum(best, total - 0.5 * ((share - SHARE[0]) / SHARE[1]) ** 2)
@@ -212,6 +232,7 @@ def _counted(table: Tensor, chosen: Tensor, use: Tensor) -> Tensor:
 
 
 def statistics(
+    bench: Bench,
     masses: Tensor,
     pools: list[dict[str, dict[str, Tensor]]],
     background: dict[str, Tensor] | None,
@@ -222,12 +243,19 @@ def statistics(
 ) -> dict[int, Tensor]:
     """Computes the test statistic at the truth for each number of events, ``(P, T)``."""
     found: dict[int, list[Tensor]] = {size: [] for size in SIZES}
-    for size in SIZES:
-        for i, (mass, own) in enumerate(zip(masses, pools, strict=True)):
-            total = summed(own, background, size, number, seed + 1000 * size + 10 * i)
-            if systematics is not None:
-                total = systematics.profiled(total.masked_fill(~grid.inside, -1e6), grid.axes)
-            found[size].append(ratio_statistic(total, grid.axes, grid.inside, mass))
+    for i, (mass, own) in enumerate(zip(masses, pools, strict=True)):
+        fine = Grid.around(mass, bench.prior)
+        if background is not None:
+            background = background | {"window": bench.background_window(mass)}
+        for size in SIZES:
+            sums = []
+            for where, used in (("log_ratio", grid), ("window", fine)):
+                total = summed(own, background, size, number, seed + 1000 * size + 10 * i, where)
+                if systematics is not None:
+                    total = total.masked_fill(~used.inside, -1e6)
+                    total = systematics.profiled(total, used.values)
+                sums.append(total)
+            found[size].append(statistic(*sums, grid, fine, mass))
     return {size: torch.stack(rows) for size, rows in found.items()}
 
 
@@ -277,7 +305,7 @@ def nuisances(bench: Bench, grid: Grid) -> Systematics:
             slope_of(
                 with_outliers(own["log_ratio"], OUTLIERS),
                 {d: with_outliers(parts[i]["log_ratio"], OUTLIERS) for d, parts in samples.items()},
-                grid.axes,
+                grid.values,
                 grid.inside,
             )
             for i, own in enumerate(nominal)
@@ -328,7 +356,7 @@ def coverage(bench: Bench, grid: Grid, number: int) -> dict[str, Any]:
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
                 found = statistics(
-                    samples["none"][0], pools, background if mixture else None,
+                    bench, samples["none"][0], pools, background if mixture else None,
                     scale if shifted else None, grid, number, 1 if kind == "fit" else 2,
                 )  # fmt: skip
                 save_file({str(size): rows for size, rows in found.items()}, path)
@@ -343,14 +371,14 @@ def coverage(bench: Bench, grid: Grid, number: int) -> dict[str, Any]:
 def background_table(bench: Bench) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads the background with the model, weighted by what is expected, and cut as the signal."""
     parts, account = [], {}
-    for name, events in {name: simulated(name, bench.work) for name in BACKGROUNDS}.items():
+    for name in BACKGROUNDS:
+        events, kept = bench.background(name)
         path = bench.work / "tables" / f"{name}.safetensors"
         if not path.is_file():
             bench.read(events, path)
         part = load_file(path)
         part["log_background"] = bench.ratio.backgrounds[name]  # cross-fitted
         part["weight"] = events.expected(LUMINOSITY).clamp_min(0)
-        kept = part["log_background"] < CUT
         account[name] = {
             "simulated": len(events), "after_cut": int(kept.sum()),
             "expected": round(float(part["weight"].sum()), 1),
@@ -360,77 +388,6 @@ def background_table(bench: Bench) -> tuple[dict[str, Tensor], dict[str, Any]]:
     passed = float((bench.ratio.signal < CUT).double().mean())
     account |= {"separation": bench.ratio.separation, "cut": CUT, "signal_after_cut": passed}
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, account
-
-
-def calibration(bench: Bench, held_out: Events, draws: int) -> dict[str, Any]:
-    """Tests the posterior of held-out events before and after it is recalibrated on one half."""
-    path = bench.work / "tables" / "held_out.safetensors"
-    if not path.is_file():
-        bench.read(held_out, path)
-    table = load_file(path)
-    like = mass_likelihood(bench.model, held_out[:2], prior=bench.prior)
-    likelihood = MassLikelihood(
-        axes=like.axes, inside=like.inside, log_ratio=table["log_ratio"], prior=bench.prior
-    )
-    group = torch.unique(table["masses"], dim=0, return_inverse=True)[1]
-    half = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(3)) % 2
-    first, second = (half[group] == 0).nonzero()[:, 0], (half[group] == 1).nonzero()[:, 0]
-    temperature = Temperature.fit(likelihood[first], table["masses"][first])
-    # steps only concern the momenta, which are not judged here
-    posterior = mr.reconstruct(bench.model, held_out, n_samples=draws, steps=1, seed=3)
-    bending = ConditionalPIT.fit(posterior[first])
-    cooled = likelihood[second].calibrated(temperature)
-    masses = table["masses"][second]
-    before, after = posterior[second], bending(posterior[second])
-    return {
-        "n_fit": len(first), "n_test": len(second), "draws": draws,
-        "temperature": {"value": temperature.value, "error": temperature.error},
-        "joint_density": {
-            "before": joint(likelihood[second], masses), "after_temperature": joint(cooled, masses),
-        },
-        "marginals": {
-            "before": account_of(calibration_report(before)),
-            "after_bending": account_of(calibration_report(after)),
-        },
-        "log_score": {
-            "before": scored(likelihood[second], masses),
-            "after_temperature": scored(cooled, masses),
-        },
-    }  # fmt: skip
-
-
-def joint(likelihood: MassLikelihood, masses: Tensor) -> dict[str, Any]:
-    """Measures the expected coverage of regions of highest posterior density."""
-    log_p = likelihood.log_ratio + likelihood.prior.log_density(likelihood.points)
-    at_truth = at_points(list(likelihood.axes.values()), log_p, masses)
-    values = sbc.density_values(log_p[:, likelihood.inside], at_truth)
-    curve = calibration_curve(values, clusters(masses))
-    shares = {str(c): [round(x, 4) for x in curve.at(c)] for c in (0.38, 0.5, 0.68, 0.9, 0.95)}
-    return {"p_value": curve.p_value, "coverage_and_error": shares}
-
-
-def scored(likelihood: MassLikelihood, masses: Tensor) -> dict[str, float]:
-    """Averages log r at the truth: the larger the better."""
-    found = at_points(list(likelihood.axes.values()), likelihood.log_ratio, masses).clamp_min(-20)
-    group = clusters(masses)
-    error = group_sums(found - found.mean(), group).square().sum().sqrt() / len(found)
-    return {"mean": float(found.mean()), "error": float(error)}
-
-
-def account_of(report: CalibrationReport) -> dict[str, Any]:
-    """Returns what a table needs of a report."""
-    account: dict[str, Any] = {"tarp_p_value": report.tarp.p_value}
-    for mass in report.mass_names:
-        curve, histogram = report.central[mass], report.ranks[mass]
-        account[mass] = {
-            "rank_p_value": report.rank_curves[mass].p_value,
-            "central_p_value": curve.p_value,
-            "central_68": [round(x, 4) for x in curve.at(0.68)],
-            "central_95": [round(x, 4) for x in curve.at(0.95)],
-            "slope": [histogram.slope, histogram.slope_error],
-            "spread": [histogram.spread, histogram.spread_error],
-        }
-    return account
 
 
 def main() -> None:
@@ -454,7 +411,7 @@ def main() -> None:
     ratio = BackgroundRatio.fit(train[some], found, yields, seed=1)
     bench = Bench(model, prior, arguments.work, ratio)
     like = mass_likelihood(model, held_out[:2], prior=prior)
-    grid = Grid(list(like.axes.values()), like.inside)
+    grid = Grid(dict(like.axes), like.inside)
     results: dict[str, Any] = {
         "command": "python tests/benchmarks/regions.py MODEL --sample PLANE --work FOLDER --record",
         "experiments": arguments.experiments,
@@ -463,7 +420,7 @@ def main() -> None:
         "coverage": coverage(bench, grid, arguments.experiments),
     }
     write_json(arguments.work / "coverage.json", results)
-    results["calibration"] = calibration(bench, held_out, arguments.draws)
+    results["calibration"] = held_out_calibration(model, prior, held_out, arguments.draws)
     write_json(RESULTS if arguments.record else arguments.work / "coverage.json", results)
 
 

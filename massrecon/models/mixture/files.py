@@ -14,7 +14,6 @@ from 165 to 182 GeV was no better than the best constant (.562 ± .013 within 5 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
@@ -27,7 +26,7 @@ from torch import Tensor
 from massrecon.errors import StoreError
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_events import MixtureOptions
-from massrecon.provenance import versions, write_json
+from massrecon.provenance import read_json, versions, write_json
 
 FORMAT = "massrecon-mixture-1"
 _FOLDER = "fits"
@@ -94,14 +93,9 @@ def read_mixture(path: str | Path) -> dict[str, Any]:
     Raises:
         StoreError: If the file is missing, is not JSON, or is not one of a mixture.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise StoreError(f"There is no file '{path}'.") from error
-    except (OSError, ValueError) as error:
-        raise StoreError(f"'{path}' cannot be read as JSON: {error}.") from error
+    content = read_json(path, "a mixture")
     wanted = ("card", "masses", "options", "parameters")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise StoreError(f"'{path}' is not a mixture: its 'format' should be '{FORMAT}'.")
     if lacking := [name for name in wanted if not isinstance(content.get(name), (dict, str))]:
         raise StoreError(f"'{path}' lacks {', '.join(lacking)}: save the mixture again.")

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from massrecon.errors import RunError
+from massrecon.errors import RunError, reason
 from massrecon.provenance import write_json
 from massrecon.runs.scan.point import SUMMARY_FILE, Point, PointState
 
@@ -89,8 +89,8 @@ def planned_points(scan: Path) -> list[Point]:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"'{scan / SCAN_FILE}' cannot be read ({error}): remove it, and start the scan again "
-            "with its notebook and design; finished points are found."
+            f"'{scan / SCAN_FILE}' cannot be read ({reason(error)}): remove it, and start the scan "
+            "again with its notebook and design; finished points are found."
         ) from error
 
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from massrecon.errors import InputError, RunError, require_extra
+from massrecon.errors import InputError, RunError, reason, require_extra
 from massrecon.events.cardfile import read_yaml
 
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
@@ -188,8 +186,8 @@ def read_profile(path: Path | None) -> tuple[str, int, dict[str, Any]]:
     assert path is not None
     try:
         content = read_yaml(path.read_text(encoding="utf-8"), str(path), "profile")[0]
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"The profile '{path}' cannot be read: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The profile '{path}' cannot be read: {reason(error)}.") from error
     system, jobs = content.pop("system", None), content.pop("jobs", None)
     if system not in BATCH_SYSTEMS:
         raise InputError(

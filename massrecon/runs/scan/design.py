@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy.stats import qmc
 
-from massrecon.errors import InputError
+from massrecon.errors import InputError, reason
 from massrecon.events.cardfile import describe_errors, read_yaml
 from massrecon.runs.scan.constraints import Constraint
 
@@ -134,7 +134,7 @@ def load_design(path: str | Path) -> Design:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The design '{path}' cannot be read: {error}.") from error
+        raise InputError(f"The design '{path}' cannot be read: {reason(error)}.") from error
     content, lines, repeated = read_yaml(text, str(path), "design")
     if repeated:
         raise InputError("\n".join(repeated))
