@@ -55,6 +55,8 @@ def measure(
         backgrounds=background or (), luminosity=luminosity, seed=seed,
     )  # fmt: skip
     typer.echo(str(found.measurement))
+    for line in found.confidence:
+        typer.echo(line)
     for name, (best, low, high) in found.measurement.composition.items():
         typer.echo(f"{name}: {best:.3g}, {low:.3g} to {high:.3g} at 68 %")
     if found.likeness is not None and not found.likeness.alarm:

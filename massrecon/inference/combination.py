@@ -48,6 +48,7 @@ from massrecon.inference.likelihood import (
 )
 from massrecon.inference.massgrid import product_points
 from massrecon.inference.measurement import MassMeasurement
+from massrecon.inference.neyman import METADATA, NeymanRegions
 from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.refinement import LEAST, PER_WIDTH, finer_axes, resampled
 from massrecon.kinematics.mixture_scheme import MassRegion
@@ -151,6 +152,7 @@ def measure(
     outliers: float = OUTLIERS,
     log_term: LogTerm | None = None,
     background: Composition | None = None,
+    regions: NeymanRegions | None = None,
     step: float = STEP,
     n_samples: int = 512,
     seed: int = 0,
@@ -171,6 +173,9 @@ def measure(
         log_term: A further term of log L of the masses, such as that of another measurement.
         background: What is known of background among the events: a `BackgroundShare` or the
             `ExpectedRates` of `massrecon.inference.composition`; None for signal alone.
+        regions: Critical values for confidence regions, see
+            `massrecon.inference.construction.neyman_regions`; None for those that come with a
+            model, which are used for the measurements that they hold for.
         step: Distance of the points of the first grid [GeV].
         n_samples: Number of draws where a density has to be estimated from draws.
         seed: Seed of these draws.
@@ -200,6 +205,7 @@ def measure(
         posterior=posterior,
         goodness=_goodness(sample, posterior, region, halves, composed),
         composition={} if composed is None else composed.found,
+        regions=_critical_values(source, regions, sample, prior),
         n_events=n_events,
         effective_events=_effective(weights, n_events),
         prior=prior,
@@ -211,6 +217,40 @@ def measure(
         symbols=symbols_of(source, events, sample.trained.names),
         provenance=_provenance(source, events),
     )
+
+
+def _critical_values(
+    source: Any, given: NeymanRegions | None, sample: _Sample, prior: str
+) -> NeymanRegions | None:
+    """Returns the critical values that hold for a measurement, if there are any.
+
+    Raises:
+        InputError: If they were asked for and hold for another kind of measurement.
+    """
+    known = given
+    if given is None and isinstance(source, MassModel) and METADATA in source.metadata:
+        known = NeymanRegions.from_dict(source.metadata[METADATA])
+    if known is None:
+        return None
+    n_events = len(sample.densities)
+    unlike = {
+        f"of {', '.join(known.names)}": known.names != sample.trained.names,
+        f"for {known.sizes[0]} to {known.sizes[-1]} events": not (
+            known.sizes[0] <= n_events <= known.sizes[-1]
+        ),
+        f"for a share {known.outliers} of outliers": known.outliers != sample.outliers,
+        "for a flat prior": prior != "flat",
+        "for events without weights, calibration, background or further terms": any(
+            part is not None
+            for part in (sample.weight, sample.calibration, sample.background, sample.log_term)
+        ),
+    }
+    if not any(unlike.values()):
+        return known
+    if given is not None:
+        reasons = "; ".join(text for text, is_so in unlike.items() if is_so)
+        raise InputError(f"The 'regions' do not hold for this measurement: they are {reasons}.")
+    return None
 
 
 def _sample(

@@ -13,15 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from massrecon.errors import StoreError
+from massrecon.errors import InputError, StoreError
 from massrecon.inference.goodness import Goodness
 from massrecon.inference.gridposterior import ESTIMATORS, Estimator, GridPosterior
+from massrecon.inference.massgrid import MassAxes, step_of
+from massrecon.inference.neyman import NeymanRegions
+from massrecon.inference.refinement import resampled
 from massrecon.kinematics.mixture_scheme import MassRegion
 from massrecon.provenance import replacing_folder, write_json
 
 LEVELS = (0.68, 0.95)
 """Probabilities of the regions and intervals that are quoted."""
 
+_FINER = 4  # points in a step of the grid that show where a confidence region ends
 _EDGE = 0.02  # part of a range that counts as its end
 _MUCH_AT_EDGE = 0.05
 _COARSE = 0.05
@@ -45,6 +49,8 @@ class MassMeasurement:
         grid_error: Relative difference of the norm on every other point of the grid.
         composition: Best value and ends of the 68 % interval of the share or the number of
             background events, by name; empty for signal alone.
+        regions: Critical values of the likelihood ratio for such measurements, from pseudo-
+            experiments; None where there are none.
         truth: True masses [GeV], shape ``(M,)``, where the events know them and agree.
         symbols: Symbols of the masses in HTML, by name, where the process is known.
         provenance: Where model and events come from.
@@ -60,6 +66,7 @@ class MassMeasurement:
     region: MassRegion
     grid_error: float
     composition: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    regions: NeymanRegions | None = None
     truth: Tensor | None = None
     symbols: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -88,6 +95,70 @@ class MassMeasurement:
     def contains(self, masses: Tensor, level: float = 0.68) -> bool:
         """Tells whether the joint region of `level` holds some masses ``(M,)`` [GeV]."""
         return bool(self.posterior.level_at(torch.as_tensor(masses).double()) <= level)
+
+    def confidence_region(self, level: float = 0.68, finer: int = 1) -> tuple[MassAxes, Tensor]:
+        """Finds the masses that pseudo-experiments do not exclude (Neyman's construction).
+
+        Unlike the region of highest density it holds the true masses in `level` of all
+        measurements, wherever they are, even if the densities of single events are wrong.
+
+        Args:
+            level: Content, one of `LEVELS` unless the critical values were found for others.
+            finer: Points in a step of the posterior's grid.
+
+        Returns:
+            Mass axes [GeV], and which of their points are in the region, shape ``(G,)``.
+
+        Raises:
+            InputError: If there are no critical values, or not for this level.
+        """
+        grid, excess = self.confidence_excess(level, finer)
+        return grid, excess <= 0
+
+    def confidence_excess(self, level: float = 0.68, finer: int = 1) -> tuple[MassAxes, Tensor]:
+        """Computes how far the likelihood ratio lambda is above its critical value, ``(G,)``.
+
+        Arguments and errors are those of `confidence_region`, which is where it is not above zero.
+        """
+        known, number = self._critical_of(level)
+        axes = {name: _finer_axis(axis, finer) for name, axis in self.posterior.axes.items()}
+        grid = MassAxes(axes)
+        log_prob = resampled(self.posterior.log_prob, self.posterior.axes, axes)
+        statistic = 2 * (self._highest() - log_prob)
+        return grid, statistic - known.critical(grid.points, self.n_events)[number]
+
+    def confidence_ranges(self, level: float = 0.68) -> Tensor:
+        """Returns the ends of `confidence_region` along each mass [GeV], shape ``(M, 2)``.
+
+        The true masses lie between all of them at once at least as often as `level`.
+        """
+        grid, inside = self.confidence_region(level, _FINER)
+        held = grid.points[inside]
+        half = torch.tensor([step_of(axis) / 2 for axis in grid.axes.values()]).to(held)
+        return torch.stack([held.amin(0) - half, held.amax(0) + half], dim=-1)
+
+    def in_confidence_region(self, masses: Tensor, level: float = 0.68) -> bool:
+        """Tells whether `confidence_region` holds some masses ``(M,)`` [GeV]."""
+        known, number = self._critical_of(level)
+        masses = torch.as_tensor(masses).double()
+        statistic = 2 * (self._highest() - self.posterior.log_prob_at(masses))
+        return bool(statistic <= known.critical(masses.reshape(1, -1), self.n_events)[number, 0])
+
+    def _highest(self) -> Tensor:
+        """Returns log p at its maximum, between grid points."""
+        at_mode = self.posterior.log_prob_at(self.posterior.mode())
+        return torch.maximum(self.posterior.log_prob.amax(), at_mode)
+
+    def _critical_of(self, level: float) -> tuple[NeymanRegions, int]:
+        if self.regions is None:
+            raise InputError(
+                "There are no critical values for this measurement: find them for the model with "
+                "massrecon.inference.construction.neyman_regions, and pass 'regions' to measure."
+            )
+        if level not in self.regions.levels:
+            known = ", ".join(f"{value:g}" for value in self.regions.levels)
+            raise InputError(f"'level' should be one of {known} in a confidence region.")
+        return self.regions, self.regions.levels.index(level)
 
     @property
     def notes(self) -> list[str]:
@@ -130,6 +201,13 @@ class MassMeasurement:
             "composition": {name: list(found) for name, found in self.composition.items()},
             "notes": self.notes,
         }
+        if self.regions is not None:
+            found["confidence_regions"] = {
+                f"{level:g}": dict(
+                    zip(self.names, self.confidence_ranges(level).tolist(), strict=True)
+                )
+                for level in self.regions.levels
+            }
         if self.truth is not None:
             found["truth"] = dict(zip(self.names, self.truth.tolist(), strict=True))
             found["level_of_truth"] = float(self.posterior.level_at(self.truth))
@@ -148,6 +226,7 @@ class MassMeasurement:
             "region": region,
             "symbols": dict(self.symbols),
             "results": self.to_dict(),
+            "neyman": None if self.regions is None else self.regions.to_dict(),
             "provenance": dict(self.provenance),
         }
         with replacing_folder(path) as folder:
@@ -177,6 +256,7 @@ class MassMeasurement:
         own, region = content["results"], content["region"]
         fit = own["goodness"]
         gaps = tuple((tuple(row), minimum) for row, minimum in region["gaps"])
+        critical = content.get("neyman")
         return cls(
             posterior=GridPosterior(axes, tensors["log_prob"]),
             goodness=Goodness(
@@ -194,10 +274,17 @@ class MassMeasurement:
             region=MassRegion(tuple(region["low"]), tuple(region["high"]), gaps),
             grid_error=own["grid_error"],
             composition={k: tuple(v) for k, v in own.get("composition", {}).items()},
+            regions=None if critical is None else NeymanRegions.from_dict(critical),
             truth=tensors.get("truth"),
             symbols=content["symbols"],
             provenance=content["provenance"],
         )
+
+
+def _finer_axis(axis: Tensor, finer: int) -> Tensor:
+    """Puts `finer` points into each cell of an axis."""
+    step = step_of(axis) / finer
+    return axis[0] - step_of(axis) / 2 + step * (torch.arange(finer * len(axis)).to(axis) + 0.5)
 
 
 def _at_edges(posterior: GridPosterior, region: MassRegion) -> list[tuple[str, str, float, float]]:

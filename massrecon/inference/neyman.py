@@ -43,6 +43,9 @@ from massrecon.provenance import read_json, write_json
 LEVELS = (0.68, 0.95)
 """Contents of the regions."""
 
+METADATA = "neyman"
+"""Name of the critical values in the metadata of a model, as `NeymanRegions.to_dict` gives them."""
+
 _FORMAT = "massrecon-neyman-1"
 _SMALLEST = 1e-3  # of a critical value
 _FEWEST = 100  # experiments at a point
@@ -65,6 +68,7 @@ class NeymanRegions:
         error: How far log q of a point is from what the others predict, root mean square, shape
             ``(levels, sizes)``.
         n_experiments: Number of pseudo-experiments at each point.
+        outliers: Share of the events that were taken to tell nothing; None if not known.
         origin: What was simulated, for reports.
     """
 
@@ -78,6 +82,7 @@ class NeymanRegions:
     plane: Tensor
     error: Tensor
     n_experiments: int
+    outliers: float | None
     origin: Mapping[str, Any]
 
     @classmethod
@@ -87,6 +92,7 @@ class NeymanRegions:
         masses: Tensor,
         statistics: Mapping[int, Tensor],
         levels: Sequence[float] = LEVELS,
+        outliers: float | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> NeymanRegions:
         """Finds critical values from the test statistic of pseudo-experiments.
@@ -97,6 +103,8 @@ class NeymanRegions:
             statistics: For each number of events, lambda at the true masses of T experiments at
                 each point (`massrecon.inference.pseudo.ratio_statistic`), shape ``(P, T)``.
             levels: Contents of the regions, between 0 and 1.
+            outliers: Share of the events that were taken to tell nothing: `massrecon.measure` uses
+                the regions for no other.
             origin: What was simulated, for reports; plain data.
 
         Raises:
@@ -125,6 +133,7 @@ class NeymanRegions:
             plane=plane,
             error=error,
             n_experiments=next(iter(statistics.values())).shape[1],
+            outliers=outliers,
             origin=dict(origin or {}),
         )
 
@@ -186,6 +195,7 @@ class NeymanRegions:
             "sizes": list(self.sizes),
             **{name: getattr(self, name).tolist() for name in tensors},
             "n_experiments": self.n_experiments,
+            "outliers": self.outliers,
             "origin": dict(self.origin),
         }
 
@@ -208,6 +218,7 @@ class NeymanRegions:
                 levels=tuple(content["levels"]),
                 sizes=tuple(content["sizes"]),
                 n_experiments=int(content["n_experiments"]),
+                outliers=content.get("outliers"),
                 origin=content["origin"],
                 **numbers,
             )

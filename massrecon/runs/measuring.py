@@ -50,6 +50,11 @@ class MeasuredFile:
     folder: Path
 
     @property
+    def confidence(self) -> list[str]:
+        """One sentence for each confidence region; none where no critical values are known."""
+        return _confidence(self.measurement)
+
+    @property
     def warnings(self) -> list[str]:
         """What a reader has to know before using the masses."""
         found = list(self.measurement.notes)
@@ -220,9 +225,24 @@ def _write(result: MeasuredFile, events: str, model: str) -> None:
     )
 
 
+def _confidence(found: MassMeasurement) -> list[str]:
+    """Says the confidence regions; nothing where no critical values are known."""
+    lines = []
+    for level in () if found.regions is None else found.regions.levels:
+        ranges = zip(found.names, found.confidence_ranges(level).tolist(), strict=True)
+        spans = [f"m({name}) {low:.0f} to {high:.0f} GeV" for name, (low, high) in ranges]
+        lines.append(
+            f"{level:.0%} confidence region, from pseudo-experiments: {', '.join(spans)}, together"
+        )
+    return lines
+
+
 def _sentence(found: MassMeasurement) -> str:
     """Says the masses in plain text, with the symbols of the card."""
-    text = str(found)
+    return _with_symbols(str(found), found)
+
+
+def _with_symbols(text: str, found: MassMeasurement) -> str:
     for name, symbol in found.symbols.items():
         text = text.replace(f"m({name})", f"m({plain(symbol)})")
     return text
@@ -238,7 +258,8 @@ def _result_section(found: MassMeasurement) -> Section:
     figures = [mass_marginals(found)]
     if len(found.names) > 1:
         figures.insert(0, mass_region(found))
-    return Section(heading="The masses", table=rows, figures=figures)
+    text = "\n\n".join(f"{_with_symbols(line, found)}." for line in _confidence(found))
+    return Section(heading="The masses", text=text, table=rows, figures=figures)
 
 
 def _fit_section(result: MeasuredFile, events: str, model: str) -> Section:

@@ -46,11 +46,16 @@ _PULL_RANGE = 5.0
 _PULL_BINS = 25
 _DRAWN_POINTS = 90
 _NEVER = -1e3
+_FINER = 2  # points in a step of a measurement's grid that show a confidence region
+_FARTHEST = 1e3
 _FRAME_MS = 500
 
 
 def mass_region(measurement: MassMeasurement, pair: tuple[str, str] | None = None) -> go.Figure:
     """Draws the 68 % and 95 % regions of two masses, with the densities of each beside them.
+
+    Confidence regions from pseudo-experiments are dotted, where a measurement of two masses has
+    them.
 
     Args:
         measurement: A measurement of two or more masses.
@@ -67,7 +72,7 @@ def mass_region(measurement: MassMeasurement, pair: tuple[str, str] | None = Non
     )  # fmt: skip
     for trace in region_rims(plane, x, y):
         figure.add_trace(trace, row=2, col=1)
-    for trace in _marks(measurement, x, y):
+    for trace in (*_confidence_rims(measurement, x, y), *_marks(measurement, x, y)):
         figure.add_trace(trace, row=2, col=1)
     for name, row, column in ((x, 1, 1), (y, 2, 2)):
         values, density = plane.axes[name].numpy(), plane.marginal(name).numpy()
@@ -298,18 +303,38 @@ def _pair(names: Sequence[str], pair: tuple[str, str] | None) -> tuple[str, str]
 def region_rims(plane: GridPosterior, x: str, y: str) -> list[go.Scatter]:
     """Draws the 95 % and the 68 % region of a plane, each as one trace of closed lines."""
     axes, log_prob = _drawn(plane)
+    return [
+        _rim(axes[x], axes[y], plane.threshold(level) - log_prob, f"{level:.0%}",
+             {"color": colour, "dash": dash, "width": 2.5})
+        for level, dash, colour in reversed(_RIMS)
+    ]  # fmt: skip
+
+
+def _confidence_rims(measurement: MassMeasurement, x: str, y: str) -> list[go.Scatter]:
+    """Draws the confidence regions of a measurement of two masses; nothing if there are none."""
+    known = measurement.regions
+    if known is None or len(measurement.names) != 2:
+        return []
     traces = []
-    for level, dash, colour in reversed(_RIMS):
-        across, up = [], []
-        below = (plane.threshold(level) - log_prob).numpy()
-        for line in contour_lines(axes[x].numpy(), axes[y].numpy(), below, 0.0):
-            across += [*np.round(line[0], 2).tolist(), None]
-            up += [*np.round(line[1], 2).tolist(), None]
+    for level in sorted(known.levels, reverse=True):
+        grid, excess = measurement.confidence_excess(level, finer=_FINER)
+        across_first = (x, y) == grid.names
+        values = excess.reshape(grid.shape).clamp(-_FARTHEST, _FARTHEST)
+        values = values.T if across_first else values
         traces.append(
-            go.Scatter(x=across, y=up, mode="lines", name=f"{level:.0%}", hoverinfo="skip",
-                       line={"color": colour, "dash": dash, "width": 2.5})
+            _rim(grid.axes[x], grid.axes[y], values, f"{level:.0%} confidence",
+                 {"color": VERMILION, "dash": "dot", "width": 1.5 if level > 0.9 else 2.5})
         )  # fmt: skip
     return traces
+
+
+def _rim(x: Tensor, y: Tensor, values: Tensor, label: str, line: dict[str, Any]) -> go.Scatter:
+    """Draws closed lines around where values ``(Y, X)`` are not above zero, as one trace."""
+    across, up = [], []
+    for xs, ys in contour_lines(x.numpy(), y.numpy(), values.numpy(), 0.0):
+        across += [*np.round(xs, 2).tolist(), None]
+        up += [*np.round(ys, 2).tolist(), None]
+    return go.Scatter(x=across, y=up, mode="lines", name=label, hoverinfo="skip", line=line)
 
 
 def _drawn(plane: GridPosterior) -> tuple[dict[str, Tensor], Tensor]:
@@ -392,7 +417,18 @@ def _region_caption(measurement: MassMeasurement) -> str:
         rows.append(f"m({symbol}) = {best:.1f} (+{high - best:.1f} −{best - low:.1f}) GeV")
     return (
         f"68 % (solid) and 95 % (dashed) highest-density regions from {measurement.n_events:,} "
-        f"events: {', '.join(rows)}."
+        f"events: {', '.join(rows)}." + _confidence_caption(measurement)
+    )
+
+
+def _confidence_caption(measurement: MassMeasurement) -> str:
+    known = measurement.regions
+    if known is None or len(measurement.names) != 2:
+        return ""
+    levels = " and ".join(f"{level:.0%}" for level in known.levels)
+    return (
+        f" Dotted: confidence regions, with critical values such that they hold the true masses in "
+        f"{levels} of pseudo-experiments wherever these are."
     )
 
 

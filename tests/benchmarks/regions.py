@@ -29,18 +29,19 @@ from pools import CARD, NAMES, POOLS, simulated
 from reconstruction import STUDIES, samples_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from windows import Grid, statistic
 
 import massrecon as mr
 from massrecon.events.container import Events
 from massrecon.inference.background import BackgroundRatio
 from massrecon.inference.composition import mixed
+from massrecon.inference.construction import PriorGrid, two_grid_statistic
 from massrecon.inference.likelihood import mass_likelihood, with_outliers
 from massrecon.inference.morphing import DetectorShift, morphed
-from massrecon.inference.neyman import NeymanRegions
+from massrecon.inference.neyman import METADATA, NeymanRegions
 from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.pseudo import FARTHEST, experiments, totals
 from massrecon.inference.systematics import MassShift, Systematics, slope_of
+from massrecon.models.base import HEADER_FILE, SHIPPED, read_header
 from massrecon.provenance import versions, write_json
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
@@ -114,7 +115,7 @@ class Bench:
         masses, point = events.masses.unique(dim=0, return_inverse=True)
         rows = [(point == i).nonzero()[:, 0] for i in range(len(masses))]
         found = [
-            self.log_ratio(events[own], axes=Grid.around(mass, self.prior).axes)
+            self.log_ratio(events[own], axes=PriorGrid.around(mass, self.prior).axes)
             for own, mass in zip(rows, masses, strict=True)
         ]
         written({"window": torch.cat(found)[torch.cat(rows).argsort()]}, path)
@@ -125,7 +126,7 @@ class Bench:
 
     def background_window(self, mass: Tensor) -> Tensor:
         """Computes log r of the selected background in the window around a mass point."""
-        axes = Grid.around(mass, self.prior).axes
+        axes = PriorGrid.around(mass, self.prior).axes
         selected = [events[kept] for events, kept in map(self.background, BACKGROUNDS)]
         return torch.cat([self.log_ratio(events, axes=axes) for events in selected])
 
@@ -237,14 +238,14 @@ def statistics(
     pools: list[dict[str, dict[str, Tensor]]],
     background: dict[str, Tensor] | None,
     systematics: Systematics | None,
-    grid: Grid,
+    grid: PriorGrid,
     number: int,
     seed: int,
 ) -> dict[int, Tensor]:
     """Computes the test statistic at the truth for each number of events, ``(P, T)``."""
     found: dict[int, list[Tensor]] = {size: [] for size in SIZES}
     for i, (mass, own) in enumerate(zip(masses, pools, strict=True)):
-        fine = Grid.around(mass, bench.prior)
+        fine = PriorGrid.around(mass, bench.prior)
         if background is not None:
             background = background | {"window": bench.background_window(mass)}
         for size in SIZES:
@@ -253,9 +254,9 @@ def statistics(
                 total = summed(own, background, size, number, seed + 1000 * size + 10 * i, where)
                 if systematics is not None:
                     total = total.masked_fill(~used.inside, -1e6)
-                    total = systematics.profiled(total, used.values)
+                    total = systematics.profiled(total, list(used.axes.values()))
                 sums.append(total)
-            found[size].append(statistic(*sums, grid, fine, mass))
+            found[size].append(two_grid_statistic(sums[0], sums[1], grid, fine, mass))
     return {size: torch.stack(rows) for size, rows in found.items()}
 
 
@@ -291,7 +292,7 @@ def coverage_of(regions: NeymanRegions, masses: Tensor, found: dict[int, Tensor]
     return result
 
 
-def nuisances(bench: Bench, grid: Grid) -> Systematics:
+def nuisances(bench: Bench, grid: PriorGrid) -> Systematics:
     """Measures how the masses move with each nuisance parameter, on the pool for fitting."""
     masses, nominal = by_point([bench.table("fit", "none")])
     shifted = {
@@ -305,7 +306,7 @@ def nuisances(bench: Bench, grid: Grid) -> Systematics:
             slope_of(
                 with_outliers(own["log_ratio"], OUTLIERS),
                 {d: with_outliers(parts[i]["log_ratio"], OUTLIERS) for d, parts in samples.items()},
-                grid.values,
+                list(grid.axes.values()),
                 grid.inside,
             )
             for i, own in enumerate(nominal)
@@ -323,7 +324,7 @@ def selected_only(pools: list[dict[str, dict[str, Tensor]]]) -> list[dict[str, d
     ]
 
 
-def coverage(bench: Bench, grid: Grid, number: int) -> dict[str, Any]:
+def coverage(bench: Bench, grid: PriorGrid, number: int) -> dict[str, Any]:
     """Tests all four measurements."""
     fit, test = {}, {}
     for node in NODES:
@@ -362,7 +363,9 @@ def coverage(bench: Bench, grid: Grid, number: int) -> dict[str, Any]:
                 save_file({str(size): rows for size, rows in found.items()}, path)
             read = load_file(path)
             used[kind] = {size: read[str(size)] for size in SIZES}
-        regions = NeymanRegions.fit(NAMES, fit["none"][0], used["fit"], LEVELS, origin={"of": name})
+        regions = NeymanRegions.fit(
+            NAMES, fit["none"][0], used["fit"], LEVELS, outliers=OUTLIERS, origin={"of": name}
+        )
         regions.save(bench.work / f"regions_{name}.json")
         results[name] = coverage_of(regions, test["none"][0], used["test"])
     return results
@@ -390,6 +393,12 @@ def background_table(bench: Bench) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, account
 
 
+def shipped(model: str, regions: NeymanRegions) -> None:
+    """Puts critical values into the description of a model that comes with massrecon."""
+    header = read_header(SHIPPED / model) | {METADATA: regions.to_dict()}
+    write_json(SHIPPED / model / HEADER_FILE, header)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("model", help="model of the plane, by folder or by name")
@@ -398,6 +407,8 @@ def main() -> None:
     parser.add_argument("--experiments", type=int, default=1000, help="at each point and size")
     parser.add_argument("--draws", type=int, default=32)
     parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--ship", action="store_true",
+                        help="put the critical values of signal to the model")  # fmt: skip
     arguments = parser.parse_args()
     train, _ = samples_of(STUDIES["plane"], arguments.work, arguments.sample, sys.maxsize)
     sample = mr.load_events(arguments.sample, partial=True)
@@ -411,7 +422,7 @@ def main() -> None:
     ratio = BackgroundRatio.fit(train[some], found, yields, seed=1)
     bench = Bench(model, prior, arguments.work, ratio)
     like = mass_likelihood(model, held_out[:2], prior=prior)
-    grid = Grid(dict(like.axes), like.inside)
+    grid = PriorGrid(dict(like.axes), like.inside)
     results: dict[str, Any] = {
         "command": "python tests/benchmarks/regions.py MODEL --sample PLANE --work FOLDER --record",
         "experiments": arguments.experiments,
@@ -422,6 +433,8 @@ def main() -> None:
     write_json(arguments.work / "coverage.json", results)
     results["calibration"] = held_out_calibration(model, prior, held_out, arguments.draws)
     write_json(RESULTS if arguments.record else arguments.work / "coverage.json", results)
+    if arguments.ship:
+        shipped(arguments.model, NeymanRegions.load(arguments.work / "regions_signal.json"))
 
 
 if __name__ == "__main__":
