@@ -10,7 +10,9 @@ import torch
 
 from massrecon.errors import InputError, ShapeError
 from massrecon.inference.combination import measure
+from massrecon.inference.construction import regions_from_densities
 from massrecon.inference.measurement import MassMeasurement
+from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.resolution_curve import (
     COMBINED,
     PEAK,
@@ -26,7 +28,7 @@ from massrecon.visual.measurement import (
     measurement_pulls,
     resolution_figure,
 )
-from tests.gaussians import COVARIANCE, TRUTH, GaussianDensities, gaussian_events
+from tests.gaussians import COVARIANCE, NAMES, PLANE, TRUTH, GaussianDensities, gaussian_events
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,35 @@ def test_the_region_has_the_area_of_the_gaussian(measurements: list[MassMeasurem
     caption = figure.layout.meta["caption"]
     assert "8 events" in caption
     assert "m(χ)" in caption
+
+
+def test_confidence_regions_are_drawn_where_the_likelihood_ratio_is_critical() -> None:
+    points = torch.cartesian_prod(torch.tensor([450.0, 600.0]), torch.tensor([100.0, 250.0, 310.0]))
+    pools = [
+        GaussianDensities(gaussian_events(300, i, at.double()), COVARIANCE)
+        for i, at in enumerate(points)
+    ]
+    prior = TrainingPrior.flat(NAMES, PLANE)
+    regions = regions_from_densities(
+        pools, points.double(), prior, sizes=(8,), n_experiments=200, outliers=0.0
+    )
+    seen = GaussianDensities(gaussian_events(8, 1))
+    found = measure(seen, training_prior=prior, outliers=0.0, regions=regions)
+    figure = mass_region(found)
+    drawn = {trace.name: trace for trace in figure.data}
+    line = drawn["68% confidence"]
+    at = np.array([line.y[:-1], line.x[:-1]], dtype=float).T  # chi10 is drawn across
+    statistic = [
+        2 * float(found.posterior.log_prob.max() - found.posterior.log_prob_at(torch.tensor(m)))
+        for m in at
+    ]
+    critical = regions.critical(torch.tensor(at), 8)[0].numpy()
+    np.testing.assert_allclose(statistic, critical, rtol=0.12)
+    assert "95% confidence" in drawn
+    assert "Dotted: confidence regions" in figure.layout.meta["caption"]
+    plain = mass_region(dataclasses.replace(found, regions=None))
+    assert not any("confidence" in (trace.name or "") for trace in plain.data)
+    assert "confidence" not in plain.layout.meta["caption"]
 
 
 def test_frames_show_one_measurement_each(measurements: list[MassMeasurement]) -> None:

@@ -73,6 +73,11 @@ CUT = -2.0  # on log w
 SHARE = (0.5, 0.1)  # of background among the selected, and how well it is known
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 OUTLIERS = 0.01
+MEASUREMENTS = {
+    "signal": (False, False), "jet_scale": (True, False),
+    "background": (False, True), "background_and_jet_scale": (True, True),
+}  # fmt: skip
+"""Whether the jet scale is uncertain, and whether there is background."""
 
 
 @dataclasses.dataclass
@@ -342,10 +347,7 @@ def coverage(bench: Bench, grid: PriorGrid, number: int) -> dict[str, Any]:
         "sizes": {"fit": [len(p["masses"]) for p in fit["none"][1]],
                   "test": [len(p["masses"]) for p in test["none"][1]]},
     }  # fmt: skip
-    for name, shifted, mixture in (
-        ("signal", False, False), ("jet_scale", True, False),
-        ("background", False, True), ("background_and_jet_scale", True, True),
-    ):  # fmt: skip
+    for name, (shifted, mixture) in MEASUREMENTS.items():
         print(name, flush=True)
         used = {}
         for kind, samples in (("fit", fit), ("test", test)):
