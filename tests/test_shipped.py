@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import massrecon as mr
+from massrecon.cli import app
 from massrecon.errors import ModelError, StoreError
 from massrecon.events.store import SAMPLES, shipped_samples
 from massrecon.inference.diagnostics import found_within
@@ -57,6 +60,30 @@ def test_our_model_is_as_good_as_its_card_says() -> None:
         # events come in blocks of one mass point: the error is twice that of single events
         error = 2 * (said * (1 - said) / len(posterior)) ** 0.5
         assert abs(float(hits[:, i].mean()) - said) < 3.5 * error
+
+
+def test_ten_events_have_confidence_regions(tmp_path: Path) -> None:
+    """Critical values come along, for as few events as they were found for."""
+    mr.load_events("wino_udd_600_200")[:10].save(tmp_path / "ten")
+    out = tmp_path / "out"
+    ran = CliRunner().invoke(
+        app, ["measure", str(tmp_path / "ten"), "--model", "wino_udd", "--out", str(out)]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "68 % confidence region, from pseudo-experiments: m(chi20) " in ran.output
+    assert "95 % confidence region" in ran.output
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))["measurement"]
+    for level in ("0.68", "0.95"):
+        for name in ("chi20", "chi10"):
+            low, high = found["confidence_regions"][level][name]
+            best = found["masses"][name]["mode"]
+            assert low < best < high
+            # a region of two masses reaches further than the interval of one
+            inner = found["masses"][name][level]
+            assert high - low > inner[1] - inner[0]
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "95 % confidence region, from pseudo-experiments: m(χ̃₂⁰) " in report
+    assert mr.measure(load_model("wino_udd"), mr.load_events("wino_udd")[:31]).regions is None
 
 
 def test_half_precision_costs_nothing_that_matters(toy_events: ToyEvents, tmp_path: Path) -> None:

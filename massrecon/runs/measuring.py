@@ -232,7 +232,8 @@ def _confidence(found: MassMeasurement) -> list[str]:
         ranges = zip(found.names, found.confidence_ranges(level).tolist(), strict=True)
         spans = [f"m({name}) {low:.0f} to {high:.0f} GeV" for name, (low, high) in ranges]
         lines.append(
-            f"{level:.0%} confidence region, from pseudo-experiments: {', '.join(spans)}, together"
+            f"{100 * level:g} % confidence region, from pseudo-experiments: {', '.join(spans)}, "
+            "together"
         )
     return lines
 

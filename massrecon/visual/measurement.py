@@ -425,7 +425,7 @@ def _confidence_caption(measurement: MassMeasurement) -> str:
     known = measurement.regions
     if known is None or len(measurement.names) != 2:
         return ""
-    levels = " and ".join(f"{level:.0%}" for level in known.levels)
+    levels = " and ".join(f"{100 * level:g} %" for level in known.levels)
     return (
         f" Dotted: confidence regions, with critical values such that they hold the true masses in "
         f"{levels} of pseudo-experiments wherever these are."
