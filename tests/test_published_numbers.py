@@ -94,6 +94,20 @@ def test_coverage_of_neyman_regions() -> None:
     assert said == pytest.approx(ends, abs=0.501)
 
 
+def test_surrogate() -> None:
+    found = recorded("surrogate")
+    speed = found["speed_ratio"]
+    said = quoted(r"draws new ones, at (\d+) \((\d+)–(\d+)\) times")
+    assert said == tuple(round(speed[name]) for name in ("median", "least", "largest"))
+    kinematics, derived = (
+        found["auc"][name] for name in ("object kinematics", "with derived quantities")
+    )
+    said = quoted(r"AUC of ([\d.]+) ± ([\d.]+) \(([\d.]+) with derived quantities; 18,000 training")
+    expected = (kinematics["value"], kinematics["error"], derived["value"])
+    assert said == pytest.approx(expected, abs=5.1e-4)
+    assert found["n_train"] == 18_000
+
+
 def test_reach() -> None:
     reach = recorded("reach")
     said = quoted(r"reaches ([\d.]+) σ at \(400, 50\) and ([\d.]+) σ at \(600, 200\) GeV")
