@@ -78,7 +78,7 @@ if importlib.util.find_spec("numba"):
 
 @fused
 def log(x: float) -> float:
-    """Returns the natural logarithm of a positive normal number.
+    """Returns the natural logarithm of a positive normal number, and nan for others.
 
     With x = 2^e m, sqrt(1/2) <= m < sqrt(2), it is e ln 2 + 2 artanh((m - 1) / (m + 1)).
     """
@@ -90,7 +90,8 @@ def log(x: float) -> float:
     series = 0.0
     for c in _INVERSE_ODD:
         series = (series + c) * z
-    return e * _LN_2_HIGH + (2.0 * s + (2.0 * s * series + e * _LN_2_LOW))
+    found = e * _LN_2_HIGH + (2.0 * s + (2.0 * s * series + e * _LN_2_LOW))
+    return found if (x > 0.0) & (x < math.inf) else math.nan
 
 
 @fused
