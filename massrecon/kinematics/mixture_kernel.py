@@ -19,8 +19,6 @@ import numpy as np
 from massrecon.kinematics import vector_rows as rows
 from massrecon.kinematics.backends import compiled, fused
 from massrecon.kinematics.mixture_arrays import (
-    A,
-    B,
     BY_CONSTANT,
     BY_LEAN,
     BY_SHARE,
@@ -33,6 +31,8 @@ from massrecon.kinematics.mixture_arrays import (
     N_RESONANCE,
     N_SUMS,
     TENSOR,
+    A,
+    B,
     ChainNumbers,
     ChainTables,
     EventNumbers,
@@ -47,9 +47,7 @@ Way = tuple[int, int, int]  # configuration, roots, and filling
 
 
 @fused
-def add_object(
-    to: Array, p4: Array, variance: Array, extra: Array, lossy: float, n: int
-) -> None:
+def add_object(to: Array, p4: Array, variance: Array, extra: Array, lossy: float, n: int) -> None:
     """Adds an object, of momenta ``(4, n)``, to a set."""
     px, py, pz, energy = p4[0], p4[1], p4[2], p4[3]
     for t in range(n):
@@ -165,7 +163,7 @@ def place_of_leg(tables: ChainTables, numbers: ChainNumbers, at: int, way: Way) 
 def solve_legs(
     event: EventNumbers, tables: ChainTables, numbers: ChainNumbers, work: Workspace, at: tuple
 ) -> None:
-    """Solves for the legs of `at[1]` events from `at[0]` on with all mothers, roots and fillings."""
+    """Solves for all legs, mothers, roots and fillings, for `at[1]` events from `at[0]` on."""
     (first, n), row = at, 0
     for i in range(len(tables.mothers)):
         for m in range(tables.mothers.shape[1]):
@@ -255,9 +253,7 @@ def add_resolution(
 
 
 @fused
-def add_shares(
-    to: Array, one: Array, other: Array, leg: Array, factors: Array, n: int
-) -> None:
+def add_shares(to: Array, one: Array, other: Array, leg: Array, factors: Array, n: int) -> None:
     """Adds the covariance of two masses from the share of a leg in both."""
     by_ptmiss, by_cell = factors[0], factors[1]
     one, other, leg = one[BY_SHARE * LANES :], other[BY_SHARE * LANES :], leg[7 * LANES :]
@@ -359,7 +355,9 @@ def add_triple(to: Array, one: Array, other: Array, third: Array, n: int) -> Non
 
 
 @fused
-def fill_information(work: Workspace, tables: ChainTables, filling: Array, out: Array, n: int) -> None:
+def fill_information(
+    work: Workspace, tables: ChainTables, filling: Array, out: Array, n: int
+) -> None:
     """Turns values, their inverse covariance and H into information on the unknown masses."""
     size, m = tables.touches.shape
     at = m * (m + 1) // 2
@@ -370,7 +368,9 @@ def fill_information(work: Workspace, tables: ChainTables, filling: Array, out: 
         pull = work.row
         rows.fill(pull, 0.0, n)
         for j in range(size):
-            rows.add_product(pull, work.s[(i * size + j) * LANES :], work.value[j * LANES :], 1.0, n)
+            rows.add_product(
+                pull, work.s[(i * size + j) * LANES :], work.value[j * LANES :], 1.0, n
+            )
         rows.add_product(log_weight, pull, work.value[i * LANES :], -0.5, n)
         for p in range(m):
             if not tables.touches[i, p]:
@@ -381,7 +381,10 @@ def fill_information(work: Workspace, tables: ChainTables, filling: Array, out: 
             for q in range(p, m):
                 for j in range(size):
                     if tables.touches[j, q]:
-                        s, other = work.s[(i * size + j) * LANES :], work.design[(j * m + q) * LANES :]
+                        s, other = (
+                            work.s[(i * size + j) * LANES :],
+                            work.design[(j * m + q) * LANES :],
+                        )
                         add_triple(out[(entry + q - p) * LANES :], h, s, other, n)
 
 

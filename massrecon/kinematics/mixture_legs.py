@@ -1,4 +1,4 @@
-"""Solved invisible legs inside the compiled kernels, see `massrecon.kinematics.mixture_invisible`."""
+"""Solved invisible legs inside compiled kernels, see `massrecon.kinematics.mixture_invisible`."""
 
 from __future__ import annotations
 
