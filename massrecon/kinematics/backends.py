@@ -41,7 +41,7 @@ def compiled(function: Function) -> Function:
     except RuntimeError:  # no folder for the cache
         return njit(nogil=True, error_model="numpy")(function)
     # Numba looks at the file of a function only, not at those of the functions that it calls
-    file = getattr(getattr(found, "_cache", None), "_cache_file", None)
+    file: Any = getattr(getattr(found, "_cache", None), "_cache_file", None)
     if hasattr(file, "_source_stamp"):
         file._source_stamp = (file._source_stamp, _stamp_of_kernels())
     return found

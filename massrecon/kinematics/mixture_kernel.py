@@ -13,6 +13,7 @@ Events go through in blocks of `LANES`, see `massrecon.kinematics.vector_rows`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ Way = tuple[int, int, int]  # configuration, roots, and filling
 
 
 @fused
-def add_object(to: Array, p4: Array, variance: Array, extra: Array, lossy: float, n: int) -> None:
+def add_object(to: Array, p4: Array, variance: Array, extra: Array, lossy: Any, n: int) -> None:
     """Adds an object, of momenta ``(4, n)``, to a set."""
     px, py, pz, energy = p4[0], p4[1], p4[2], p4[3]
     for t in range(n):

@@ -33,7 +33,7 @@ _MIDDLE = 3.0  # of the map of arguments >= 0 of the scaled tail onto -1 to 1
 _DEGREE = 18
 
 
-def _scaled_tail(y: np.ndarray) -> np.ndarray:
+def _scaled_tail(y: Any) -> Any:
     """Returns exp(t^2) erfc(t) (1 + t) at t = middle (1 + y) / (1 - y), from 1 to 1 / sqrt(pi)."""
     t = _MIDDLE * (1 + y) / np.maximum(1 - y, 1e-12)
     return torch.special.erfcx(torch.as_tensor(t)).numpy() * (1 + t)

@@ -7,6 +7,8 @@ arrays, since those whose distance is not known are compared first.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from massrecon.kinematics.backends import fused
@@ -24,21 +26,21 @@ def fill(to: Array, value: float, n: int) -> None:
 
 
 @fused
-def add(to: Array, one: Array, factor: float, n: int) -> None:
+def add(to: Array, one: Array, factor: Any, n: int) -> None:
     """Adds a multiple of a row."""
     for t in range(n):
         to[t] += factor * one[t]
 
 
 @fused
-def add_product(to: Array, one: Array, other: Array, factor: float, n: int) -> None:
+def add_product(to: Array, one: Array, other: Array, factor: Any, n: int) -> None:
     """Adds a multiple of the product of two rows."""
     for t in range(n):
         to[t] += factor * one[t] * other[t]
 
 
 @fused
-def add_log(to: Array, one: Array, factor: float, n: int) -> None:
+def add_log(to: Array, one: Array, factor: Any, n: int) -> None:
     """Adds a multiple of the logarithm of a row."""
     for t in range(n):
         to[t] += factor * log(one[t])
