@@ -31,15 +31,8 @@ import math
 import numpy as np
 
 from massrecon.kinematics.backends import compiled
-from massrecon.kinematics.constrained_kernel import (
-    CERTIFIED,
-    FOUND,
-    GAP,
-    SMALLEST_GAP,
-    Side,
-    masses,
-    read,
-)
+from massrecon.kinematics.constrained_algebra import Side, masses
+from massrecon.kinematics.constrained_kernel import CERTIFIED, FOUND, GAP, SMALLEST_GAP, read
 
 MOST_BOXES = 200
 # s counts as positive above this part of the terms that it is made of

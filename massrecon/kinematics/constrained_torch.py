@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from massrecon.kinematics import constrained_kernel as algebra
+from massrecon.kinematics import constrained_algebra as algebra
 from massrecon.kinematics.constrained_kernel import (
     CERTIFIED,
     DESCENT_STEPS,

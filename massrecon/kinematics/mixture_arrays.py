@@ -8,6 +8,14 @@ import numpy as np
 
 Array = np.ndarray
 
+# rows of the sums of a set of objects: momentum, momentum that can get lost, tensor K, extra weight
+LOSSY, TENSOR, EXTRA, N_SUMS = 4, 8, 18, 19
+# rows of a resonance: momentum, A, mass, and change when all objects that can get lost grow
+A, MASS, LEAN, N_RESONANCE = 4, 8, 9, 10
+# rows of what a leg does to a resonance: B, changes with its share and with V . nu, and of the lean
+B, BY_SHARE, BY_CONSTANT, BY_LEAN, N_EFFECT = 0, 4, 6, 7, 8
+N_LEG = 12
+
 
 class ChainTables(NamedTuple):
     """Which objects belong to what, for the C configurations of a chain.
@@ -24,6 +32,7 @@ class ChainTables(NamedTuple):
         smaller: The one of two resonances that descends from the other, or -1, ``(d, d)``.
         bare: Whether a decay in a resonance lost all its legs, ``(d, C)``.
         lost: Number of lost legs, ``(C,)``.
+        touches: Whether an unknown mass changes what is expected of a resonance, ``(d, M)``.
     """
 
     members: Array
@@ -37,6 +46,7 @@ class ChainTables(NamedTuple):
     smaller: Array
     bare: Array
     lost: Array
+    touches: Array
 
 
 class ChainNumbers(NamedTuple):
@@ -88,13 +98,13 @@ class EventNumbers(NamedTuple):
     """Objects of n events.
 
     Attributes:
-        p4: ``(n, K, 4)``.
-        variance: Squared relative resolutions with their fitted factors, ``(n, K)``.
-        extra: Log weight of each object to be extra, zero for kinds that cannot, ``(n, K)``.
+        p4: ``(K, 4, n)``.
+        variance: Squared relative resolutions with their fitted factors, ``(K, n)``.
+        extra: Log weight of each object to be extra, zero for kinds that cannot, ``(K, n)``.
         lossy: Which objects can get lost, ``(K,)``.
-        share: Share of ptmiss of each solved leg, ``(n, L, F, 2)``.
+        share: Share of ptmiss of each solved leg, ``(L, F, 2, n)``.
         ptmiss: Variance of each component of ptmiss, ``(n,)``.
-        cell: Variance of each component of a share within its cell, ``(n, F)``.
+        cell: Variance of each component of a share within its cell, ``(F, n)``.
     """
 
     p4: Array
@@ -107,36 +117,27 @@ class EventNumbers(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Numbers of one event: `sums` of sets and `legs`; and of one hypothesis, by resonance.
+    """Numbers of a block of events, and of them in one way to solve; flat arrays of rows.
 
     Attributes:
-        sums: Momentum, momentum that can get lost, tensor K and extra weight, ``(U, 19)``.
-        legs: Solutions by leg, set of the mother, root and filling, ``(L, V, 2, F, 12)``.
-        chosen: Variances of the share of each leg in a hypothesis, and whether it is unreal,
-            ``(L, 3)``.
-        p4: Momentum, ``(d, 4)``.
-        a: The four-vector A, ``(d, 4)``.
-        b: The four-vectors B, by resonance and leg, ``(d L, 4)``.
-        mass: ``(d,)``.
-        lean: Change when all objects that can get lost grow, ``(d,)``.
-        by_share: Change with the share of each leg, ``(d, L, 2)``.
-        by_trial: Change with each trial mass, ``(d, T)``.
-        s: Covariance, then its inverse, ``(d, d)``.
-        value: Measured less expected masses, ``(d,)``.
-        design: The matrix H, ``(d, M)``.
-        row: The result, ``(E,)``.
+        sums: `N_SUMS` rows of each of U sets.
+        legs: `N_LEG` rows by leg, set of the mother, root and filling.
+        resonances: `N_RESONANCE` rows of each of d resonances.
+        effects: `N_EFFECT` rows by resonance and leg.
+        by_trial: Change with each trial mass, d T rows.
+        unreal: Number of legs in a resonance that are unreal, a row.
+        s: Covariance, then its inverse, d d rows.
+        value: Measured less expected masses, d rows.
+        design: The matrix H, d M rows; only those that `ChainTables.touches` are filled.
+        row: Scratch.
     """
 
     sums: Array
     legs: Array
-    chosen: Array
-    p4: Array
-    a: Array
-    b: Array
-    mass: Array
-    lean: Array
-    by_share: Array
+    resonances: Array
+    effects: Array
     by_trial: Array
+    unreal: Array
     s: Array
     value: Array
     design: Array

@@ -221,7 +221,7 @@ class ChainBuilder:
             if own:
                 gone = (self.index[:, own] == MISSING).all(1)
                 inside = [self._descends(node, other) for other in self.measured]
-                found |= torch.tensor(inside)[:, None] & gone
+                found |= torch.tensor(inside, dtype=torch.bool)[:, None] & gone
         return found
 
     def _descends(self, node: Node, ancestor: Node) -> bool:

@@ -23,6 +23,7 @@ from massrecon.kinematics.mixture_posterior import (
     PosteriorCollector,
     restricted,
 )
+from massrecon.kinematics.vector_rows import LANES
 
 if TYPE_CHECKING:
     from massrecon.kinematics.mixture import KinematicMixture
@@ -71,19 +72,19 @@ def compiled_posterior(
 def _information(
     mixture: KinematicMixture, plan: Plan, objects: Objects, numbers: dict[int, ChainNumbers]
 ) -> np.ndarray:
-    """Computes the information of all chains, one after the other, shape ``(N, E, rows)``.
+    """Computes the information of all chains, one after the other, ``(blocks, rows, E lanes)``.
 
     The `numbers` of chains that are not there yet are added.
     """
     m = len(mixture.scheme.names)
-    shape = (len(objects.ptmiss_width), m * (m + 1) // 2 + m + 1, plan.n_configurations)
-    out, first = np.empty(shape), 0
+    n_blocks, size = -(-len(objects.ptmiss_width) // LANES), m * (m + 1) // 2 + m + 1
+    out, first = np.empty((n_blocks, plan.n_configurations, size * LANES)), 0
     seen = _event_numbers(mixture, plan.builders[0], objects)
     for side, builder in enumerate(plan.builders):
         if side not in numbers:
             numbers[side] = _chain_numbers(mixture, side, builder)
         event = seen._replace(share=_shares(mixture, builder, objects)) if side else seen
-        kernel.chain_information(event, _tables(builder), numbers[side], m, first, out)
+        kernel.chain_information(event, _tables(builder), numbers[side], first, out)
         first += builder.n_ways * len(builder.index)
     return out
 
@@ -100,24 +101,24 @@ def _event_numbers(
             extra[at] = (mixture.extra[:, None, None] * objects.traits(at)).sum(0)
             lossy[at] = 1
     return EventNumbers(
-        p4=_array(objects.p4.permute(2, 1, 0)),
-        variance=_array(variance.T),
-        extra=_array(extra.T),
+        p4=_array(objects.p4.transpose(0, 1)),
+        variance=_array(variance),
+        extra=_array(extra),
         lossy=_array(lossy),
         share=_shares(mixture, builder, objects),
         ptmiss=_array(objects.ptmiss_width**2),
-        cell=_array(builder.fillings.cell_width(objects.ptmiss).T ** 2),
+        cell=_array(builder.fillings.cell_width(objects.ptmiss) ** 2),
     )
 
 
 def _shares(mixture: KinematicMixture, builder: ChainBuilder, objects: Objects) -> np.ndarray:
-    """Returns the share of ptmiss of each solved leg of a chain, shape ``(N, L, F, 2)``."""
+    """Returns the share of ptmiss of each solved leg of a chain, shape ``(L, F, 2, N)``."""
     legs = mixture.scheme.legs.invisible
     places = [legs.index(leg) for leg in builder.solved]
     share = [builder.fillings.momenta(place, objects.ptmiss) for place in places]
     shape = (0, 2, 1, len(objects.ptmiss_width))
     shares = torch.stack(share) if share else objects.p4.new_zeros(shape)
-    return _array(shares.permute(3, 0, 2, 1))
+    return _array(shares.transpose(1, 2))
 
 
 def _chain_numbers(mixture: KinematicMixture, side: int, builder: ChainBuilder) -> ChainNumbers:
@@ -189,7 +190,21 @@ def _tables(builder: ChainBuilder) -> ChainTables:
         ),
         bare=builder.bare.numpy(),
         lost=_integers((builder.index < 0).sum(1).numpy()),
+        touches=_touches(builder),
     )
+
+
+def _touches(builder: ChainBuilder) -> np.ndarray:
+    """Returns which unknown masses change what is expected of the resonances, ``(d, M)``."""
+    scheme = builder.scheme
+    found = np.zeros((len(builder.measured), len(scheme.names)), dtype=bool)
+    for i, node in enumerate(builder.measured):
+        own = scheme.parameter[node.index]
+        tried = [builder.mother(leg).tried for leg in builder.legs_in(node)]
+        for p in [own, *(scheme.tried[k] for k in tried if k is not None)]:
+            if p is not None:
+                found[i, p] = True
+    return found
 
 
 def _choice(mixture: KinematicMixture) -> sums.Choice:
@@ -208,30 +223,23 @@ def _sum(
     information: np.ndarray, plan: Plan, choice: sums.Choice, rows: Tensor, to: MassPosterior
 ) -> Tensor:
     """Sums over hypotheses into a posterior; returns the numbers of those kept, ``(kept, n)``."""
-    order, hypotheses = _hypotheses(plan)
     chosen = np.zeros((len(rows), min(choice.kept, len(plan.pairs))), np.int64)
     sums.sum_hypotheses(
         information,
-        hypotheses,
+        _hypotheses(plan),
         choice,
         rows.numpy(),
         sums.Results(to.log_weight.numpy(), to.mean.numpy(), to.covariance.numpy()),
         chosen,
     )
-    return order[torch.as_tensor(chosen.T)]
+    return torch.as_tensor(chosen.T)
 
 
 @lru_cache(maxsize=512)
-def _hypotheses(plan: Plan) -> tuple[Tensor, sums.Hypotheses]:
-    """Sorts the hypotheses of a plan by their rows; returns the order too."""
+def _hypotheses(plan: Plan) -> np.ndarray:
+    """Lists the rows of each hypothesis among those of all chains, ``(S, A)``."""
     offsets = np.cumsum([0, *(b.n_ways * len(b.index) for b in plan.builders)])[:-1]
-    rows = plan.pairs.numpy() + offsets
-    order = np.lexsort(rows.T[::-1])
-    rows = np.ascontiguousarray(rows[order])
-    first, starts = np.unique(rows[:, 0], return_index=True)
-    ends = np.append(starts[1:], len(rows))
-    second = np.ascontiguousarray(rows[:, min(1, rows.shape[1] - 1)])
-    return torch.as_tensor(order), sums.Hypotheses(rows, first, ends, second)
+    return np.ascontiguousarray((plan.pairs.numpy() + offsets).T)
 
 
 def _integers(values: object) -> np.ndarray:

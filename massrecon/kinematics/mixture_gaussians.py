@@ -3,94 +3,139 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from massrecon.kinematics.backends import compiled, inlined
+from massrecon.kinematics.backends import compiled, fused
+from massrecon.kinematics.vector_math import exp, log, tail
 
 Array = np.ndarray
 _FAR = 25.0  # as in mixture_algebra
+_FARTHEST = 36.0  # beyond it probabilities are no normal numbers
 _LEAST = 1e-300
 _CERTAIN = 6.0  # standard deviations: the bound does not matter
+_LANES = 64  # components at a time
 _REACH = 6.0  # standard deviations: a Gaussian ends here on a grid
 
 
-@inlined
-def normal_below(x: float) -> float:
-    """Returns the probability of a standard normal below x."""
-    return 0.5 * math.erfc(-x * 0.7071067811865476)
+class Stage(NamedTuple):
+    """Up to `_LANES` components of an event, number by number beside each other.
+
+    Attributes:
+        component: Which they are, ``(lanes,)``.
+        given: Means, then covariances, ``(M + M M, lanes)``.
+        mean: Of the linear forms, ``(F, lanes)``.
+        covariance: Of the linear forms, ``(F F, lanes)``.
+        cut: What one bound does, four rows: log of the probability, change of the mean and of the
+            variance over the width, and sums of the logs, ``(4 lanes,)``.
+    """
+
+    component: Array
+    given: Array
+    mean: Array
+    covariance: Array
+    cut: Array
 
 
-@inlined
-def cut_once(alpha: float, beta: float) -> tuple[float, float, float]:
-    """Cuts like `cut` where the mean is inside and only one bound is near."""
-    near, side = (-alpha, 1.0) if beta > -alpha else (beta, -1.0)
-    inside = normal_below(near)
-    ratio = math.exp(-0.5 * near * near) * 0.3989422804014327 / inside
-    return math.log(inside), side * ratio, ratio * (ratio + near)
+@fused
+def cut_all(mean: Array, variance: Array, low: float, high: float, cut: Array, n: int) -> None:
+    """Cuts n Gaussians at two bounds: P(low < x < high), mean, and how much the variance shrinks.
+
+    A bound more than `_CERTAIN` standard deviations away does not matter; where both are on one
+    side by more than `_FAR` of them, the leading terms in 1 / distance are taken.
+    """
+    for a in range(n):
+        inverse = 1.0 / math.sqrt(max(variance[a], 1e-6))
+        alpha, beta = (low - mean[a]) * inverse, (high - mean[a]) * inverse
+        certain = (alpha < -_CERTAIN) & (beta > _CERTAIN)
+        far = max(max(alpha, -beta), 1.0)
+        is_far = far > _FAR
+        from_far = 1.0 / far
+        edge = far + from_far if alpha > 0.0 else -far - from_far
+        alpha, beta = min(max(alpha, -_FARTHEST), _FARTHEST), min(max(beta, -_FARTHEST), _FARTHEST)
+        at_a, at_b = exp(-0.5 * alpha * alpha), exp(-0.5 * beta * beta)
+        tail_a, tail_b = at_a * tail(alpha), at_b * tail(beta)
+        apart = (alpha < 0.0) & (beta > 0.0)
+        inside = max(1.0 - tail_a - tail_b if apart else abs(tail_a - tail_b), _LEAST)
+        per = 0.3989422804014327 / inside
+        shift = (at_a - at_b) * per
+        shrink = min(shift * shift - (alpha * at_a - beta * at_b) * per, 1.0)
+        log_inside = log(far * 2.5066282746310002 if is_far else inside)
+        log_inside = -0.5 * far * far - log_inside if is_far else log_inside
+        shift, shrink = edge if is_far else shift, 1.0 - from_far * from_far if is_far else shrink
+        cut[a] = 0.0 if certain else log_inside
+        cut[_LANES + a] = 0.0 if certain else shift * inverse
+        cut[2 * _LANES + a] = 0.0 if certain else shrink * inverse * inverse
 
 
-@inlined
-def cut(alpha: float, beta: float) -> tuple[float, float, float]:
-    """Cuts a standard normal: log P(alpha < x < beta), mean, and how much the variance shrinks."""
-    far = max(alpha, -beta)
-    if far > _FAR:
-        edge = far if alpha > 0.0 else -far
-        log_tail = -0.5 * far * far - math.log(far * 2.5066282746310002)
-        return log_tail, edge + 1.0 / edge, 1.0 - 1.0 / (far * far)
-    if alpha < 0.0 < beta and max(-alpha, beta) > _CERTAIN + 1.0:
-        return cut_once(alpha, beta)
-    alpha, beta = max(alpha, -_FAR), min(beta, _FAR)
-    upper, lower = (-alpha, -beta) if alpha + beta > 0.0 else (beta, alpha)
-    inside = normal_below(upper)
-    if lower > -_CERTAIN - 1.0:
-        inside -= normal_below(lower)
-    inside = max(inside, _LEAST)
-    phi_a = math.exp(-0.5 * alpha * alpha) * 0.3989422804014327
-    phi_b = math.exp(-0.5 * beta * beta) * 0.3989422804014327
-    shift = (phi_a - phi_b) / inside
-    shrink = shift * shift - (alpha * phi_a - beta * phi_b) / inside
-    return math.log(inside), shift, min(shrink, 1.0)
+@fused
+def add_row(to: Array, row: Array, factor: float, n: int) -> None:
+    """Adds a multiple of one row to another."""
+    for a in range(n):
+        to[a] += factor * row[a]
 
 
-@inlined
-def map_forms(
-    forms: Array, at: tuple[int, int], mean: Array, covariance: Array, means: Array, cov: Array
-) -> None:
-    """Computes means and covariances of linear forms of the Gaussian of an event."""
-    n, a = at
-    for i in range(len(forms)):
-        means[i] = 0.0
-        for p in range(forms.shape[1]):
-            means[i] += forms[i, p] * mean[n, a, p]
-            column = 0.0  # of the products of form and covariance
-            for q in range(forms.shape[1]):
-                column += forms[i, q] * covariance[n, a, q, p]
-            for j in range(i, len(forms)):
-                entry = column * forms[j, p]
-                cov[j, i] = entry if p == 0 else cov[j, i] + entry
-        for j in range(i, len(forms)):
-            cov[i, j] = cov[j, i]
+@fused
+def add_product(to: Array, one: Array, other: Array, n: int) -> None:
+    """Adds the product of two rows to a third."""
+    for a in range(n):
+        to[a] += one[a] * other[a]
 
 
-@inlined
-def sweep(means: Array, cov: Array, bounds: Array) -> float:
-    """Puts one bound after the other on the forms, and returns the log probability of all."""
-    total, n_forms = 0.0, len(means)
+@fused
+def take_product(to: Array, one: Array, other: Array, factor: Array, n: int) -> None:
+    """Takes the product of three rows from a fourth."""
+    for a in range(n):
+        to[a] -= one[a] * other[a] * factor[a]
+
+
+@fused
+def map_forms(forms: Array, stage: Stage, n: int) -> None:
+    """Computes means and covariances of linear forms of n Gaussians."""
+    n_forms, m = forms.shape
+    for i in range(n_forms):
+        stage.mean[i, :n] = 0.0
+        for p in range(m):
+            if forms[i, p] != 0.0:
+                add_row(stage.mean[i], stage.given[p], forms[i, p], n)
+        for j in range(i + 1):
+            entry = stage.covariance[i * n_forms + j]
+            entry[:n] = 0.0
+            for p in range(m):
+                for q in range(m):
+                    factor = forms[i, p] * forms[j, q]
+                    if factor != 0.0:
+                        add_row(entry, stage.given[m + p * m + q], factor, n)
+
+
+@fused
+def sweep(stage: Stage, bounds: Array, n: int) -> None:
+    """Puts one bound after the other on the forms, and adds up the logs of the probability."""
+    n_forms, cut, covariance = len(stage.mean), stage.cut, stage.covariance
+    total = cut[3 * _LANES :]
+    total[:n] = 0.0
     for k in range(len(bounds)):
-        sigma = math.sqrt(max(cov[k, k], 1e-6))
-        alpha, beta = (bounds[k, 0] - means[k]) / sigma, (bounds[k, 1] - means[k]) / sigma
-        if alpha < -_CERTAIN and beta > _CERTAIN:
-            continue
-        log_inside, shift, shrink = cut(alpha, beta)
-        total += log_inside
+        own = covariance[k * n_forms + k]
+        cut_all(stage.mean[k], own, bounds[k, 0], bounds[k, 1], cut, n)
+        add_row(total, cut, 1.0, n)
         for i in range(k + 1, n_forms):
-            ratio = cov[i, k] / sigma
-            means[i] += ratio * shift
-            for j in range(i, n_forms):
-                cov[i, j] -= ratio * cov[j, k] / sigma * shrink
-                cov[j, i] = cov[i, j]
-    return total
+            by = covariance[i * n_forms + k]
+            add_product(stage.mean[i], by, cut[_LANES:], n)
+            for j in range(k + 1, i + 1):
+                other = covariance[j * n_forms + k]
+                take_product(covariance[i * n_forms + j], by, other, cut[2 * _LANES :], n)
+
+
+@fused
+def fill_stage(stage: Stage, lane: int, a: int, mean: Array, covariance: Array) -> None:
+    """Puts one component, of means ``(A, M)`` and covariances ``(A, M, M)``, in a lane."""
+    m = mean.shape[1]
+    stage.component[lane] = a
+    for p in range(m):
+        stage.given[p, lane] = mean[a, p]
+        for q in range(m):
+            stage.given[m + p * m + q, lane] = covariance[a, p, q]
 
 
 @compiled
@@ -116,15 +161,30 @@ def restrict(
         image_mean: Mean of the image under them ``(N, A)``.
         image_variance: Its variance ``(N, A)``.
     """
-    last = len(forms) - 1
-    means, cov = np.empty(last + 1), np.empty((last + 1, last + 1))
+    (n_forms, m), n_components = forms.shape, mean.shape[1]
+    stage = Stage(
+        np.empty(_LANES, np.int64),
+        np.empty((m + m * m, _LANES)),
+        np.empty((n_forms, _LANES)),
+        np.empty((n_forms * n_forms, _LANES)),
+        np.empty(4 * _LANES),
+    )
+    last = n_forms - 1
     for n in range(len(mean)):
-        for a in range(mean.shape[1]):
-            if log_weight[n, a] == -np.inf:
-                continue
-            map_forms(forms, (n, a), mean, covariance, means, cov)
-            log_inside[n, a] = sweep(means, cov, bounds)
-            image_mean[n, a], image_variance[n, a] = means[last], cov[last, last]
+        lane = 0
+        for a in range(n_components):
+            if log_weight[n, a] > -np.inf:
+                fill_stage(stage, lane, a, mean[n], covariance[n])
+                lane += 1
+            if lane == _LANES or (lane > 0 and a == n_components - 1):
+                map_forms(forms, stage, lane)
+                sweep(stage, bounds, lane)
+                for t in range(lane):
+                    at = stage.component[t]
+                    log_inside[n, at] = stage.cut[3 * _LANES + t]
+                    image_mean[n, at] = stage.mean[last, t]
+                    image_variance[n, at] = stage.covariance[last * n_forms + last, t]
+                lane = 0
 
 
 @compiled

@@ -6,385 +6,448 @@ A . p_k, where the four-vector A is P / y with lowered index, and in the mother 
 B . p_k with B = A - (dy / d(V . nu)) (V + nu). With K = sum_k r_k^2 p_k p_k of the common objects,
 
     S_ij = A_i K A_j     or, with a common mother,     A_i (K - K_mother) A_j + B_i K_mother B_j.
+
+Events go through in blocks of `LANES`, see `massrecon.kinematics.vector_rows`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from massrecon.kinematics.backends import compiled, inlined
-from massrecon.kinematics.mixture_arrays import ChainNumbers, ChainTables, EventNumbers, Workspace
-from massrecon.kinematics.mixture_invisible import LEAST_SQUARED, MOST_PULL
-from massrecon.kinematics.mixture_linear import invert
+from massrecon.kinematics import vector_rows as rows
+from massrecon.kinematics.backends import compiled, fused
+from massrecon.kinematics.mixture_arrays import (
+    BY_CONSTANT,
+    BY_LEAN,
+    BY_SHARE,
+    EXTRA,
+    LEAN,
+    LOSSY,
+    MASS,
+    N_EFFECT,
+    N_LEG,
+    N_RESONANCE,
+    N_SUMS,
+    TENSOR,
+    A,
+    B,
+    ChainNumbers,
+    ChainTables,
+    EventNumbers,
+    Workspace,
+)
+from massrecon.kinematics.mixture_legs import add_way, solve_leg
+from massrecon.kinematics.vector_rows import LANES
 
 Array = np.ndarray
 _LIGHTEST = 1.0
-_P4, _LOSSY, _TENSOR, _EXTRA, _N_SUMS = 0, 4, 8, 18, 19
-_FAR_PULL = 18.0  # half a squared pull beyond which a solution is left out
-_N_LEG = 12  # nu (4), slopes (3), variances (2), unreal, log root, pull
+Way = tuple[int, int, int]  # configuration, roots, and filling
 
 
-@inlined
-def add_up_sets(event: EventNumbers, n: int, tables: ChainTables, sums: Array) -> None:
-    """Adds up the objects of each distinct set."""
+@fused
+def add_object(to: Array, p4: Array, variance: Array, extra: Array, lossy: Any, n: int) -> None:
+    """Adds an object, of momenta ``(4, n)``, to a set."""
+    px, py, pz, energy = p4[0], p4[1], p4[2], p4[3]
+    for t in range(n):
+        x, y, z, e, r = px[t], py[t], pz[t], energy[t], variance[t]
+        to[t] += x
+        to[LANES + t] += y
+        to[2 * LANES + t] += z
+        to[3 * LANES + t] += e
+        to[LOSSY * LANES + t] += lossy * x
+        to[(LOSSY + 1) * LANES + t] += lossy * y
+        to[(LOSSY + 2) * LANES + t] += lossy * z
+        to[(LOSSY + 3) * LANES + t] += lossy * e
+        to[TENSOR * LANES + t] += r * x * x
+        to[(TENSOR + 1) * LANES + t] += r * x * y
+        to[(TENSOR + 2) * LANES + t] += r * x * z
+        to[(TENSOR + 3) * LANES + t] += r * x * e
+        to[(TENSOR + 4) * LANES + t] += r * y * y
+        to[(TENSOR + 5) * LANES + t] += r * y * z
+        to[(TENSOR + 6) * LANES + t] += r * y * e
+        to[(TENSOR + 7) * LANES + t] += r * z * z
+        to[(TENSOR + 8) * LANES + t] += r * z * e
+        to[(TENSOR + 9) * LANES + t] += r * e * e
+        to[EXTRA * LANES + t] += extra[t]
+
+
+@fused
+def add_up_sets(event: EventNumbers, tables: ChainTables, first: int, n: int, sums: Array) -> None:
+    """Adds up the objects of each distinct set, for n events from `first` on."""
     for u in range(len(tables.n_members)):
-        for x in range(_N_SUMS):
-            sums[u, x] = 0.0
+        to = sums[u * N_SUMS * LANES :]
+        rows.fill(to, 0.0, N_SUMS * LANES)
         for m in range(tables.n_members[u]):
             k = tables.members[u, m]
-            r = event.variance[n, k]
-            at = _TENSOR
-            for x in range(4):
-                p = event.p4[n, k, x]
-                sums[u, _P4 + x] += p
-                sums[u, _LOSSY + x] += event.lossy[k] * p
-                for y in range(x, 4):
-                    sums[u, at] += r * p * event.p4[n, k, y]
-                    at += 1
-            sums[u, _EXTRA] += event.extra[n, k]
+            p4, variance = event.p4[k, :, first:], event.variance[k, first:]
+            add_object(to, p4, variance, event.extra[k, first:], event.lossy[k], n)
 
 
-@inlined
-def contract(sums: Array, u: int, a: Array, i: int, b: Array, j: int) -> float:
-    """Contracts the tensor K of a set with two four-vectors, rows of `a` and `b`."""
-    k = _TENSOR
-    x, y, z, e = b[j, 0], b[j, 1], b[j, 2], b[j, 3]
-    return (
-        a[i, 0] * (sums[u, k] * x + sums[u, k + 1] * y + sums[u, k + 2] * z + sums[u, k + 3] * e)
-        + a[i, 1]
-        * (sums[u, k + 1] * x + sums[u, k + 4] * y + sums[u, k + 5] * z + sums[u, k + 6] * e)
-        + a[i, 2]
-        * (sums[u, k + 2] * x + sums[u, k + 5] * y + sums[u, k + 7] * z + sums[u, k + 8] * e)
-        + a[i, 3]
-        * (sums[u, k + 3] * x + sums[u, k + 6] * y + sums[u, k + 8] * z + sums[u, k + 9] * e)
-    )
+@fused
+def contract(to: Array, sums: Array, a: Array, b: Array, factor: float, n: int) -> None:
+    """Adds a multiple of the contraction of the tensor K of a set with two four-vectors."""
+    k = sums[TENSOR * LANES :]
+    for t in range(n):
+        x, y, z, e = b[t], b[LANES + t], b[2 * LANES + t], b[3 * LANES + t]
+        xx, xy, xz, xe = k[t], k[LANES + t], k[2 * LANES + t], k[3 * LANES + t]
+        yy, yz, ye = k[4 * LANES + t], k[5 * LANES + t], k[6 * LANES + t]
+        zz, ze, ee = k[7 * LANES + t], k[8 * LANES + t], k[9 * LANES + t]
+        found = a[t] * (xx * x + xy * y + xz * z + xe * e)
+        found += a[LANES + t] * (xy * x + yy * y + yz * z + ye * e)
+        found += a[2 * LANES + t] * (xz * x + yz * y + zz * z + ze * e)
+        found += a[3 * LANES + t] * (xe * x + ye * y + ze * z + ee * e)
+        to[t] += factor * found
 
 
-@inlined
-def solve_leg(v: Array, share: Array, mass: float, own: float, sign: float, leg: Array) -> bool:
-    """Solves for an invisible leg, see `mixture_invisible`.
-
-    Expects the variances of the share in `leg`, and the step of the trial mass where the root goes.
-    """
-    free = 0.5 * (mass**2 - own**2 - (v[3] ** 2 - v[0] ** 2 - v[1] ** 2 - v[2] ** 2))
-    transverse = max(v[3] ** 2 - v[2] ** 2, LEAST_SQUARED)
-    x, y = share[0], share[1]
-    excess = math.sqrt(transverse * (x * x + y * y + own**2)) - v[0] * x - v[1] * y
-    unreal, missing = excess > free, 0.0
-    if unreal:
-        scale = min(max(free / excess, 0.0), 1.0)
-        missing = (1.0 - scale) ** 2 * (x * x + y * y)
-        x, y = x * scale, y * scale
-    mu = free + v[0] * x + v[1] * y
-    squared = max(mu * mu - transverse * (x * x + y * y + own**2), 0.0)
-    z = (mu * v[2] + sign * v[3] * math.sqrt(squared)) / transverse
-    e = math.sqrt(max(x * x + y * y + z * z + own**2, 1e-6))
-    gx, gy = v[0] - v[3] * x / e, v[1] - v[3] * y / e
-    variance = leg[7] + leg[8]
-    step = math.sqrt(variance * (gx * gx + gy * gy)) + leg[10]
-    d = v[3] * z / e - v[2]
-    inverse = d / max(d * d + v[3] * (e * e - z * z) / e**3 * step, 1e-9)
-    leg[0], leg[1], leg[2], leg[3] = x, y, z, e
-    leg[4], leg[5], leg[6] = gx * inverse, gy * inverse, inverse
-    leg[9] = 1.0 if unreal else 0.0
-    leg[10] = 0.5 * math.log(squared + abs(mu) * step)
-    leg[11] = min(0.5 * missing / variance, MOST_PULL)
-    return unreal
+@fused
+def measure(to: Array, sums: Array, n: int) -> None:
+    """Fills mass, A and lean of a resonance from its momentum."""
+    lossy = sums[LOSSY * LANES :]
+    for t in range(n):
+        x, y, z, e = to[t], to[LANES + t], to[2 * LANES + t], to[3 * LANES + t]
+        mass = math.sqrt(max(e * e - x * x - y * y - z * z, _LIGHTEST**2))
+        inverse = 1.0 / mass
+        x, y, z, e = -x * inverse, -y * inverse, -z * inverse, e * inverse
+        to[A * LANES + t] = x
+        to[(A + 1) * LANES + t] = y
+        to[(A + 2) * LANES + t] = z
+        to[(A + 3) * LANES + t] = e
+        to[MASS * LANES + t] = mass
+        to[LEAN * LANES + t] = (
+            x * lossy[t]
+            + y * lossy[LANES + t]
+            + z * lossy[2 * LANES + t]
+            + e * lossy[3 * LANES + t]
+        )
 
 
-@inlined
+@fused
+def effect_of_leg(to: Array, resonance: Array, leg: Array, mother: Array, n: int) -> None:
+    """Fills what a solved leg does to a resonance, with the sums of the visible mother."""
+    p, nu, v, lossy = resonance, leg, mother, mother[LOSSY * LANES :]
+    for t in range(n):
+        px, py, pz, e = p[t], p[LANES + t], p[2 * LANES + t], p[3 * LANES + t]
+        nx, ny, nz, ne = nu[t], nu[LANES + t], nu[2 * LANES + t], nu[3 * LANES + t]
+        inverse = 1.0 / p[MASS * LANES + t]
+        ratio = e / ne
+        by_z = (ratio * nz - pz) * inverse
+        to[BY_SHARE * LANES + t] = (ratio * nx - px) * inverse + by_z * nu[4 * LANES + t]
+        to[(BY_SHARE + 1) * LANES + t] = (ratio * ny - py) * inverse + by_z * nu[5 * LANES + t]
+        by = by_z * nu[6 * LANES + t]
+        to[BY_CONSTANT * LANES + t] = by
+        x, y = -by * (v[t] + nx), -by * (v[LANES + t] + ny)
+        z, w = -by * (v[2 * LANES + t] + nz), by * (v[3 * LANES + t] + ne)
+        to[B * LANES + t] = p[A * LANES + t] - x
+        to[(B + 1) * LANES + t] = p[(A + 1) * LANES + t] - y
+        to[(B + 2) * LANES + t] = p[(A + 2) * LANES + t] - z
+        to[(B + 3) * LANES + t] = p[(A + 3) * LANES + t] - w
+        to[BY_LEAN * LANES + t] = -(
+            x * lossy[t]
+            + y * lossy[LANES + t]
+            + z * lossy[2 * LANES + t]
+            + w * lossy[3 * LANES + t]
+        )
+
+
+@fused
+def place_of_leg(tables: ChainTables, numbers: ChainNumbers, at: int, way: Way) -> int:
+    """Returns where the rows of a solved leg in a way to solve start."""
+    (c, r, f), n_sets = way, tables.mothers.shape[1]
+    row = ((at * n_sets + tables.mother[at, c]) * 2 + ((r >> at) & 1)) * len(numbers.filling) + f
+    return row * N_LEG * LANES
+
+
+@fused
 def solve_legs(
-    event: EventNumbers, n: int, tables: ChainTables, numbers: ChainNumbers, work: Workspace
+    event: EventNumbers, tables: ChainTables, numbers: ChainNumbers, work: Workspace, at: tuple
 ) -> None:
-    """Solves for the legs of an event with all mothers, roots and fillings."""
+    """Solves for all legs, mothers, roots and fillings, for `at[1]` events from `at[0]` on."""
+    (first, n), row = at, 0
     for i in range(len(tables.mothers)):
         for m in range(tables.mothers.shape[1]):
-            u = tables.mothers[i, m]
-            if u < 0:
-                break
-            for f in range(numbers.mass.shape[1]):
-                for r in range(2):
-                    leg = work.legs[i, m, r, f]
-                    leg[7], leg[8] = event.ptmiss[n], event.cell[n, f]
-                    leg[10] = numbers.mass[i, f] * numbers.cell[i]
-                    solve_leg(
-                        work.sums[u],
-                        event.share[n, i, f],
-                        numbers.mass[i, f],
-                        numbers.own[i],
-                        1.0 - 2.0 * r,
-                        leg,
-                    )
+            for r in range(2):
+                for f in range(len(numbers.filling)):
+                    if tables.mothers[i, m] >= 0:
+                        solve_leg(
+                            work.legs[row * N_LEG * LANES :],
+                            work.sums[tables.mothers[i, m] * N_SUMS * LANES :],
+                            event.share[i, f, :, first:],
+                            (event.ptmiss[first:], event.cell[f, first:]),
+                            (numbers.mass[i, f], numbers.own[i], numbers.cell[i], 1.0 - 2.0 * r),
+                            n,
+                        )
+                    row += 1
 
 
-@inlined
-def measure(work: Workspace, i: int, u: int) -> None:
-    """Fills mass, A and lean of a resonance from its momentum."""
-    p, a = work.p4, work.a
-    squared = p[i, 3] ** 2 - p[i, 0] ** 2 - p[i, 1] ** 2 - p[i, 2] ** 2
-    mass = math.sqrt(max(squared, _LIGHTEST**2))
-    inverse = 1.0 / mass
-    work.mass[i] = mass
-    lean = 0.0
-    for x in range(4):
-        a[i, x] = (p[i, x] if x == 3 else -p[i, x]) * inverse
-        lean += a[i, x] * work.sums[u, _LOSSY + x]
-    work.lean[i] = lean
+@fused
+def start_resonances(work: Workspace, tables: ChainTables, c: int, n: int) -> None:
+    """Measures all resonances of a configuration as far as they are seen."""
+    for i in range(len(tables.node)):
+        sums = work.sums[tables.node[i, c] * N_SUMS * LANES :]
+        to = work.resonances[i * N_RESONANCE * LANES :]
+        rows.copy(to, sums, 4 * LANES)
+        measure(to, sums, n)
 
 
-@inlined
-def add_leg(work: Workspace, i: int, at: int, mother: int, tried: int, solved: tuple) -> None:
-    """Adds what a solved leg does to a resonance: B, lean, and changes with share and trial mass.
+@fused
+def add_solutions(
+    work: Workspace, tables: ChainTables, numbers: ChainNumbers, way: Way, n: int
+) -> None:
+    """Completes the resonances with the solved legs."""
+    c, n_legs, n_trials = way[0], len(tables.mothers), len(numbers.trial_parameter)
+    for i in range(len(tables.node)):
+        sums = work.sums[tables.node[i, c] * N_SUMS * LANES :]
+        to = work.resonances[i * N_RESONANCE * LANES :]
+        if n_legs:
+            rows.copy(to, sums, 4 * LANES)
+        solved = False
+        for at in range(n_legs):
+            if tables.inside[i, at]:
+                solved = True
+                rows.add(to, work.legs[place_of_leg(tables, numbers, at, way) :], 1.0, 4 * LANES)
+        if solved:
+            measure(to, sums, n)
+        for p in range(n_trials):
+            rows.fill(work.by_trial[(i * n_trials + p) * LANES :], 0.0, n)
+        for at in range(n_legs):
+            if tables.inside[i, at]:
+                leg = work.legs[place_of_leg(tables, numbers, at, way) :]
+                mother = work.sums[tables.mothers[at, tables.mother[at, c]] * N_SUMS * LANES :]
+                effect = work.effects[(i * n_legs + at) * N_EFFECT * LANES :]
+                effect_of_leg(effect, to, leg, mother, n)
+                rows.add(to[LEAN * LANES :], effect[BY_LEAN * LANES :], 1.0, n)
+                if numbers.tried[at] >= 0:
+                    by_trial = work.by_trial[(i * n_trials + numbers.tried[at]) * LANES :]
+                    by_constant = effect[BY_CONSTANT * LANES :]
+                    rows.add(by_trial, by_constant, numbers.mass[at, way[2]], n)
 
-    `solved` are the set of the mother among those of the leg, root, filling, and its mass.
-    """
-    m, r, f, mass = solved
-    legs, p, inverse, n_legs = work.legs, work.p4, 1.0 / work.mass[i], work.legs.shape[0]
-    nz, ne = legs[at, m, r, f, 2], legs[at, m, r, f, 3]
-    by_z = (p[i, 3] * nz / ne - p[i, 2]) * inverse
-    for x in range(2):
-        own = (p[i, 3] * legs[at, m, r, f, x] / ne - p[i, x]) * inverse
-        work.by_share[i, at, x] = own + by_z * legs[at, m, r, f, 4 + x]
-    by_constant = by_z * legs[at, m, r, f, 6]
-    for x in range(4):
-        total = work.sums[mother, _P4 + x] + legs[at, m, r, f, x]
-        change = by_constant * (total if x == 3 else -total)
-        work.b[i * n_legs + at, x] = work.a[i, x] - change
-        work.lean[i] -= change * work.sums[mother, _LOSSY + x]
-    if tried >= 0:
-        work.by_trial[i, tried] += by_constant * mass
 
-
-@inlined
-def covariance(work: Workspace, tables: ChainTables, c: int, i: int, j: int) -> float:
-    """Computes the covariance of two masses from the resolutions of their common objects."""
+@fused
+def add_resolution(
+    to: Array, work: Workspace, tables: ChainTables, c: int, pair: tuple[int, int], n: int
+) -> None:
+    """Adds the covariance of two masses from the resolutions of their common objects."""
+    (i, j), n_legs = pair, tables.inside.shape[1]
     small = tables.smaller[i, j]
     if small < 0:
-        return 0.0
-    u, n_legs = tables.node[small, c], tables.inside.shape[1]
-    rest = contract(work.sums, u, work.a, i, work.a, j)
-    for at in range(n_legs):
-        if tables.inside[small, at]:
-            mother = tables.mothers[at, tables.mother[at, c]]
-            rest -= contract(work.sums, mother, work.a, i, work.a, j)
-            one, other = i * n_legs + at, j * n_legs + at
-            rest += contract(work.sums, mother, work.b, one, work.b, other)
+        return
+    sums = work.sums[tables.node[small, c] * N_SUMS * LANES :]
+    one = work.resonances[(i * N_RESONANCE + A) * LANES :]
+    other = work.resonances[(j * N_RESONANCE + A) * LANES :]
     large = j if small == i else i
     at = tables.under[small]
     if at >= 0 and tables.inside[large, at]:
-        rest = contract(work.sums, u, work.a, small, work.b, large * n_legs + at)
-    return rest
+        effect = work.effects[((large * n_legs + at) * N_EFFECT + B) * LANES :]
+        contract(to, sums, one if small == i else other, effect, 1.0, n)
+        return
+    contract(to, sums, one, other, 1.0, n)
+    for at in range(n_legs):
+        if tables.inside[small, at]:
+            mother = work.sums[tables.mothers[at, tables.mother[at, c]] * N_SUMS * LANES :]
+            by_one = work.effects[((i * n_legs + at) * N_EFFECT + B) * LANES :]
+            by_other = work.effects[((j * n_legs + at) * N_EFFECT + B) * LANES :]
+            contract(to, mother, one, other, -1.0, n)
+            contract(to, mother, by_one, by_other, 1.0, n)
 
 
-@inlined
-def from_shares(work: Workspace, numbers: ChainNumbers, i: int, j: int) -> float:
-    """Computes the covariance of two masses from the shares of the legs in both."""
-    total, chosen = 0.0, work.chosen
-    for at in range(len(chosen)):
-        variance = numbers.factors[0] * chosen[at, 0] + numbers.factors[1] * chosen[at, 1]
-        along = work.by_share[i, at, 0] * work.by_share[j, at, 0]
-        total += variance * (along + work.by_share[i, at, 1] * work.by_share[j, at, 1])
-    return total
+@fused
+def add_shares(to: Array, one: Array, other: Array, leg: Array, factors: Array, n: int) -> None:
+    """Adds the covariance of two masses from the share of a leg in both."""
+    by_ptmiss, by_cell = factors[0], factors[1]
+    one, other, leg = one[BY_SHARE * LANES :], other[BY_SHARE * LANES :], leg[7 * LANES :]
+    for t in range(n):
+        variance = by_ptmiss * leg[t] + by_cell * leg[LANES + t]
+        to[t] += variance * (one[t] * other[t] + one[LANES + t] * other[LANES + t])
 
 
-@inlined
-def fill_row(work: Workspace, numbers: ChainNumbers, f: int, log_weight: float) -> None:
-    """Turns values, their inverse covariance and H into information on the unknown masses."""
-    size, m, row, s = len(work.value), work.design.shape[1], work.row, work.s
-    at = m * (m + 1) // 2
-    for x in range(len(row)):
-        row[x] = numbers.filling[f, x]
+@fused
+def add_widths(
+    to: Array, resonance: Array, unreal: Array, factors: tuple[float, float, float, float], n: int
+) -> None:
+    """Adds to the variance of a mass its blur, a constant, and widths of real or unreal legs."""
+    blur, constant, if_real, if_unreal = factors
+    for t in range(n):
+        mass = resonance[MASS * LANES + t]
+        width = if_unreal if unreal[t] > 0.0 else if_real
+        to[t] += blur * mass * mass + constant + width
+
+
+@fused
+def fill_covariance(
+    work: Workspace, tables: ChainTables, numbers: ChainNumbers, way: Way, n: int
+) -> None:
+    """Fills the covariance of the masses, on and above the diagonal."""
+    c, size, n_legs = way[0], len(tables.node), len(tables.mothers)
+    lost = tables.lost[c]
     for i in range(size):
-        pull = 0.0
-        for j in range(size):
-            pull += s[i, j] * work.value[j]
-        log_weight -= 0.5 * pull * work.value[i]
+        one = work.resonances[i * N_RESONANCE * LANES :]
+        for j in range(i, size):
+            other = work.resonances[j * N_RESONANCE * LANES :]
+            to = work.s[(i * size + j) * LANES :]
+            rows.fill(to, 0.0, n)
+            rows.add_product(
+                to, one[LEAN * LANES :], other[LEAN * LANES :], numbers.spread[lost], n
+            )
+            add_resolution(to, work, tables, c, (i, j), n)
+            for at in range(n_legs):
+                if tables.inside[i, at] and tables.inside[j, at]:
+                    add_shares(
+                        to,
+                        work.effects[(i * n_legs + at) * N_EFFECT * LANES :],
+                        work.effects[(j * n_legs + at) * N_EFFECT * LANES :],
+                        work.legs[place_of_leg(tables, numbers, at, way) :],
+                        numbers.factors,
+                        n,
+                    )
+        blur = numbers.blur[i, lost] + (numbers.constants[1] if tables.bare[i, c] else 0.0)
+        if_real, if_unreal = 0.0, 0.0
+        rows.fill(work.unreal, 0.0, n)
+        for at in range(n_legs):
+            if tables.inside[i, at]:
+                if_real, if_unreal = numbers.invisible[0], numbers.invisible[1]
+                leg = work.legs[place_of_leg(tables, numbers, at, way) :]
+                rows.add(work.unreal, leg[9 * LANES :], 1.0, n)
+        factors = (blur, numbers.constants[0], if_real, if_unreal)
+        add_widths(work.s[(i * size + i) * LANES :], one, work.unreal, factors, n)
+
+
+@fused
+def add_momentum(to: Array, resonance: Array, way: Array, n: int) -> None:
+    """Adds the log weight of the momentum of the produced particle."""
+    transverse, along = way[2], way[3]
+    p = resonance
+    for t in range(n):
+        x, y, z, e = p[t], p[LANES + t], p[2 * LANES + t], p[3 * LANES + t]
+        to[t] += transverse * (x * x + y * y) / max(e * e - z * z, _LIGHTEST**2)
+        to[t] += along * z * z / max(e * e, _LIGHTEST**2)
+
+
+@fused
+def fill_values(
+    work: Workspace, tables: ChainTables, numbers: ChainNumbers, way: Way, n: int
+) -> None:
+    """Fills measured less expected masses, and the rows of H that are not zero."""
+    n_trials, m, lost = len(numbers.trial_parameter), tables.touches.shape[1], tables.lost[way[0]]
+    for i in range(len(tables.node)):
+        resonance, to = work.resonances[i * N_RESONANCE * LANES :], work.value[i * LANES :]
+        rows.fill(to, -numbers.expected[i], n)
+        rows.add(to, resonance[MASS * LANES :], 1.0, n)
+        rows.add(to, resonance[LEAN * LANES :], numbers.shift[lost], n)
         for p in range(m):
-            h = work.design[i, p]
-            if h == 0.0:
+            if tables.touches[i, p]:
+                unit = 1.0 if numbers.parameter[i] == p else 0.0
+                rows.fill(work.design[(i * m + p) * LANES :], unit, n)
+        for k in range(n_trials):
+            p = numbers.trial_parameter[k]
+            if tables.touches[i, p]:
+                by = work.by_trial[(i * n_trials + k) * LANES :]
+                rows.add(to, by, -numbers.trial[way[2], k], n)
+                rows.add(work.design[(i * m + p) * LANES :], by, -1.0, n)
+
+
+@fused
+def add_triple(to: Array, one: Array, other: Array, third: Array, n: int) -> None:
+    """Adds the product of three rows."""
+    for t in range(n):
+        to[t] += one[t] * other[t] * third[t]
+
+
+@fused
+def fill_information(
+    work: Workspace, tables: ChainTables, filling: Array, out: Array, n: int
+) -> None:
+    """Turns values, their inverse covariance and H into information on the unknown masses."""
+    size, m = tables.touches.shape
+    at = m * (m + 1) // 2
+    log_weight = out[(at + m) * LANES :]
+    for x in range(at + m):
+        rows.fill(out[x * LANES :], filling[x], n)
+    for i in range(size):
+        pull = work.row
+        rows.fill(pull, 0.0, n)
+        for j in range(size):
+            rows.add_product(
+                pull, work.s[(i * size + j) * LANES :], work.value[j * LANES :], 1.0, n
+            )
+        rows.add_product(log_weight, pull, work.value[i * LANES :], -0.5, n)
+        for p in range(m):
+            if not tables.touches[i, p]:
                 continue
-            row[at + p] += h * pull
+            h = work.design[(i * m + p) * LANES :]
+            rows.add_product(out[(at + p) * LANES :], h, pull, 1.0, n)
             entry = p * m - p * (p - 1) // 2
             for q in range(p, m):
                 for j in range(size):
-                    row[entry + q - p] += h * s[i, j] * work.design[j, q]
-    row[at + m] += log_weight
+                    if tables.touches[j, q]:
+                        s, other = (
+                            work.s[(i * size + j) * LANES :],
+                            work.design[(j * m + q) * LANES :],
+                        )
+                        add_triple(out[(entry + q - p) * LANES :], h, s, other, n)
 
 
-@inlined
-def fill_values(work: Workspace, numbers: ChainNumbers, f: int, lost: int) -> None:
-    """Fills measured less expected masses, and the rows of H."""
-    for i in range(len(work.value)):
-        value = work.mass[i] + numbers.shift[lost] * work.lean[i] - numbers.expected[i]
-        for p in range(work.design.shape[1]):
-            work.design[i, p] = 0.0
-        if numbers.parameter[i] >= 0:
-            work.design[i, numbers.parameter[i]] = 1.0
-        for t in range(len(numbers.trial_parameter)):
-            by = work.by_trial[i, t]
-            value -= by * numbers.trial[f, t]
-            work.design[i, numbers.trial_parameter[t]] -= by
-        work.value[i] = value
-
-
-@inlined
-def weigh_momentum(work: Workspace, numbers: ChainNumbers) -> float:
-    """Returns the log weight of the momentum of the produced particle, if it is measured."""
-    if numbers.constants[2] == 0.0:
-        return 0.0
-    squared = work.p4[0, 0] ** 2 + work.p4[0, 1] ** 2
-    z, e = work.p4[0, 2] ** 2, work.p4[0, 3] ** 2
-    return numbers.way[2] * squared / max(e - z, _LIGHTEST**2) + numbers.way[3] * z / max(
-        e, _LIGHTEST**2
-    )
-
-
-@inlined
-def add_solutions(
-    work: Workspace, tables: ChainTables, numbers: ChainNumbers, c: int, r: int, f: int
-) -> float:
-    """Completes the resonances with the solved legs; returns the log weight of this solution.
-
-    It is -inf where the solution is far from real, or counted with another root.
-    """
-    log_weight, size = 0.0, len(work.mass)
-    for at in range(len(tables.mothers)):
-        m, root = tables.mother[at, c], (r >> at) & 1
-        pull = numbers.way[1] * work.legs[at, m, root, f, 11]
-        if work.legs[at, m, root, f, 9] != 0.0:
-            if root == 1 or pull < -_FAR_PULL:
-                log_weight = -np.inf
-            log_weight += math.log(2.0)
-        log_weight += numbers.way[0] * work.legs[at, m, root, f, 10] + pull
-        for x in range(3):
-            work.chosen[at, x] = work.legs[at, m, root, f, 7 + x]
-    if log_weight == -np.inf:
-        return log_weight
-    for i in range(size):
-        u, solved = tables.node[i, c], False
-        for at in range(len(tables.mothers)):
-            for x in range(2):
-                work.by_share[i, at, x] = 0.0
-            solved = solved or tables.inside[i, at]
-        for t in range(work.by_trial.shape[1]):
-            work.by_trial[i, t] = 0.0
-        if not solved:
-            continue
-        for x in range(4):
-            work.p4[i, x] = work.sums[u, x]
-        for at in range(len(tables.mothers)):
-            if tables.inside[i, at]:
-                for x in range(4):
-                    work.p4[i, x] += work.legs[at, tables.mother[at, c], (r >> at) & 1, f, x]
-        measure(work, i, u)
-        for at in range(len(tables.mothers)):
-            if tables.inside[i, at]:
-                m = tables.mother[at, c]
-                chosen = (m, (r >> at) & 1, f, numbers.mass[at, f])
-                add_leg(work, i, at, tables.mothers[at, m], numbers.tried[at], chosen)
-    return log_weight
-
-
-@inlined
-def fill_covariance(work: Workspace, tables: ChainTables, numbers: ChainNumbers, c: int) -> None:
-    """Fills the covariance of the masses."""
-    lost, n_legs = tables.lost[c], len(work.chosen)
-    for i in range(len(work.mass)):
-        for j in range(i, len(work.mass)):
-            entry = numbers.spread[lost] * work.lean[i] * work.lean[j]
-            entry += covariance(work, tables, c, i, j)
-            if n_legs:
-                entry += from_shares(work, numbers, i, j)
-            work.s[i, j] = work.s[j, i] = entry
-        blur = numbers.blur[i, lost] + (numbers.constants[1] if tables.bare[i, c] else 0.0)
-        work.s[i, i] += blur * work.mass[i] ** 2 + numbers.constants[0]
-        solved, unreal = False, False
-        for at in range(n_legs):
-            if tables.inside[i, at]:
-                solved, unreal = True, unreal or work.chosen[at, 2] != 0.0
-        if solved:
-            work.s[i, i] += numbers.invisible[1] if unreal else numbers.invisible[0]
-
-
-@inlined
+@fused
 def inform(
-    work: Workspace, tables: ChainTables, numbers: ChainNumbers, at: tuple[int, int, int]
+    work: Workspace, tables: ChainTables, numbers: ChainNumbers, way: Way, out: Array, n: int
 ) -> None:
-    """Fills the row of information of one configuration `c`, root `r` and filling `f`."""
-    c, r, f = at
-    log_weight = add_solutions(work, tables, numbers, c, r, f)
-    if log_weight == -np.inf:
-        for x in range(len(work.row)):
-            work.row[x] = numbers.filling[f, x]
-        work.row[len(work.row) - 1] = -np.inf
-        return
-    lost = tables.lost[c]
-    log_weight += numbers.prior[lost] - work.sums[tables.chain[c], _EXTRA]
-    log_weight += weigh_momentum(work, numbers)
-    fill_covariance(work, tables, numbers, c)
-    for i in range(len(work.mass)):
-        log_weight += numbers.power[i, lost] * math.log(work.mass[i])
-    fill_values(work, numbers, f, lost)
-    log_weight -= 0.5 * invert(work.s, len(work.mass))
-    fill_row(work, numbers, f, log_weight)
-
-
-@inlined
-def inform_all(
-    event: EventNumbers,
-    tables: ChainTables,
-    numbers: ChainNumbers,
-    work: Workspace,
-    first: int,
-    out: Array,
-) -> None:
-    """Fills the information of all events; see `chain_information`."""
-    n_legs, n_fillings = len(tables.mothers), len(numbers.filling)
-    for n in range(len(out)):
-        add_up_sets(event, n, tables, work.sums)
-        solve_legs(event, n, tables, numbers, work)
-        for c in range(len(tables.lost)):
-            for i in range(len(work.mass)):
-                u = tables.node[i, c]
-                for x in range(4):
-                    work.p4[i, x] = work.sums[u, x]
-                measure(work, i, u)
-            row = first + c
-            for r in range(1 << n_legs):
-                for f in range(n_fillings):
-                    inform(work, tables, numbers, (c, r, f))
-                    for x in range(len(work.row)):
-                        out[n, x, row] = work.row[x]
-                    row += len(tables.lost)
+    """Fills the rows of information of n events in one way to solve."""
+    c, size = way[0], len(tables.node)
+    filling, lost = numbers.filling[way[2]], tables.lost[c]
+    log_weight = out[(len(filling) - 1) * LANES :]
+    rows.fill(log_weight, numbers.prior[lost] + filling[len(filling) - 1], n)
+    extra = work.sums[(tables.chain[c] * N_SUMS + EXTRA) * LANES :]
+    rows.add(log_weight, extra, -1.0, n)
+    for at in range(len(tables.mothers)):
+        leg = work.legs[place_of_leg(tables, numbers, at, way) :]
+        add_way(log_weight, leg, numbers.way, (way[1] >> at) & 1, n)
+    add_solutions(work, tables, numbers, way, n)
+    if numbers.constants[2] != 0.0:
+        add_momentum(log_weight, work.resonances, numbers.way, n)
+    fill_covariance(work, tables, numbers, way, n)
+    for i in range(size):
+        if numbers.power[i, lost] != 0.0:
+            mass = work.resonances[(i * N_RESONANCE + MASS) * LANES :]
+            rows.add_log(log_weight, mass, numbers.power[i, lost], n)
+    fill_values(work, tables, numbers, way, n)
+    rows.invert(work.s, size, work.row, n)
+    rows.add_log(log_weight, work.row, -0.5, n)
+    fill_information(work, tables, filling, out, n)
 
 
 @compiled
 def chain_information(
-    event: EventNumbers,
-    tables: ChainTables,
-    numbers: ChainNumbers,
-    n_masses: int,
-    first: int,
-    out: Array,
+    event: EventNumbers, tables: ChainTables, numbers: ChainNumbers, first: int, out: Array
 ) -> None:
-    """Fills `out` ``(n, E, rows)`` from row `first` on for one chain, E = M (M + 1) / 2 + M + 1."""
-    size, n_legs, n_fillings = len(tables.node), len(tables.mothers), len(numbers.filling)
+    """Fills `out` ``(blocks, rows, E lanes)`` from row `first` on for one chain.
+
+    There are E = M (M + 1) / 2 + M + 1 numbers for each event: precision, vector, log weight.
+    """
+    (size, m), n_legs, n_fillings = tables.touches.shape, len(tables.mothers), len(numbers.filling)
+    n_ways = 2 * n_legs * tables.mothers.shape[1] * n_fillings
     work = Workspace(
-        sums=np.empty((len(tables.n_members), _N_SUMS)),
-        legs=np.empty((n_legs, tables.mothers.shape[1], 2, n_fillings, _N_LEG)),
-        chosen=np.empty((n_legs, 3)),
-        p4=np.empty((size, 4)),
-        a=np.empty((size, 4)),
-        b=np.empty((size * n_legs, 4)),
-        mass=np.empty(size),
-        lean=np.empty(size),
-        by_share=np.zeros((size, n_legs, 2)),
-        by_trial=np.zeros((size, len(numbers.trial_parameter))),
-        s=np.empty((size, size)),
-        value=np.empty(size),
-        design=np.empty((size, n_masses)),
-        row=np.empty(out.shape[1]),
+        sums=np.empty(len(tables.n_members) * N_SUMS * LANES),
+        legs=np.empty(n_ways * N_LEG * LANES),
+        resonances=np.empty(size * N_RESONANCE * LANES),
+        effects=np.empty(size * n_legs * N_EFFECT * LANES),
+        by_trial=np.empty(size * len(numbers.trial_parameter) * LANES),
+        unreal=np.empty(LANES),
+        s=np.empty(size * size * LANES),
+        value=np.empty(size * LANES),
+        design=np.empty(size * m * LANES),
+        row=np.empty(LANES),
     )
-    inform_all(event, tables, numbers, work, first, out)
+    for block in range(len(out)):
+        start = block * LANES
+        n = min(LANES, len(event.ptmiss) - start)
+        add_up_sets(event, tables, start, n, work.sums)
+        solve_legs(event, tables, numbers, work, (start, n))
+        for c in range(len(tables.lost)):
+            start_resonances(work, tables, c, n)
+            row = first + c
+            for r in range(1 << n_legs):
+                for f in range(n_fillings):
+                    inform(work, tables, numbers, (c, r, f), out[block, row], n)
+                    row += len(tables.lost)

@@ -75,6 +75,13 @@ class ChainResponse(nn.Module):
             One row for each entry, shape ``(M (M + 1) / 2 + M + 1, W C, N)``.
         """
         lost, trial = terms.lost, terms.trial
+        weight = self.prior[lost][:, None] - (extra[:, None, None] * terms.traits).sum(0)
+        weight = weight + algebra.dot(list(self.way), terms.ways)
+        if not self.nodes:  # a chain without a measured mass only has a weight
+            weight = weight.expand(torch.broadcast_shapes(weight.shape, (1, 1, 1)))
+            m = len(self.scheme.names)
+            zeros = [torch.zeros_like(weight)] * (m * (m + 1) // 2 + m)
+            return torch.stack([*zeros, weight]).flatten(1, 2)
         columns = zip(terms.mass, terms.lean, terms.by_trial, self.nodes, strict=True)
         values = [
             mass + self.shift[lost][:, None] * lean - self.expected(node) - self._moved(by, trial)
@@ -84,11 +91,9 @@ class ChainResponse(nn.Module):
         pull = algebra.times(inverse, values)
         power = self.power[:, lost][..., None]
         log_weight = (
-            self.prior[lost][:, None]
-            - (extra[:, None, None] * terms.traits).sum(0)
+            weight
             - 0.5 * (log_det + algebra.dot(values, pull))
             + algebra.sum_of([p * mass.log() for p, mass in zip(power, terms.mass, strict=True)])
-            + algebra.dot(list(self.way), terms.ways)
         )
         mapped = self._mapped(inverse, pull, terms.by_trial)
         return torch.stack(torch.broadcast_tensors(*mapped, log_weight)).flatten(1, 2)

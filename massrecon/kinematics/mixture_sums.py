@@ -1,10 +1,9 @@
 """Sums over hypotheses, compiled: the information of chains added up, and the largest kept.
 
-The log weight of a hypothesis of precision P needs the logarithm of det P. Since P is a sum over
-chains, det P is at least the largest determinant of one chain, so that a bound on the log weight
-comes without a logarithm, in single precision, with a margin for its rounding; only hypotheses
-whose bound is large enough are computed in full. Those of them that are not among the largest are
-merged into one Gaussian of their moments: no weight gets lost with them.
+A first pass scores all hypotheses for a block of events, whose numbers stand beside each other, see
+`massrecon.kinematics.vector_rows`; those that count for an event are computed again and kept. Those
+of them that are not among the largest are merged into one Gaussian of their moments: no weight gets
+lost with them.
 """
 
 from __future__ import annotations
@@ -14,28 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from massrecon.kinematics.backends import compiled, inlined
+from massrecon.kinematics import vector_rows
+from massrecon.kinematics.backends import compiled, fused, inlined
 from massrecon.kinematics.mixture_linear import invert
+from massrecon.kinematics.vector_math import exp, log
+from massrecon.kinematics.vector_rows import LANES
 
 Array = np.ndarray
-_NEVER = -np.inf
-_MARGIN = 0.1  # of a bound in single precision
-
-
-class Hypotheses(NamedTuple):
-    """Which rows of the chains belong together.
-
-    Attributes:
-        rows: Rows of each hypothesis, sorted by the first chain, ``(A, S)``.
-        first: Row of the first chain of each group of hypotheses, ``(G,)``.
-        ends: Where each group ends, ``(G,)``.
-        second: Row of the second chain, contiguous, ``(A,)``; the first for a single chain.
-    """
-
-    rows: Array
-    first: Array
-    ends: Array
-    second: Array
 
 
 class Choice(NamedTuple):
@@ -57,31 +41,32 @@ class Choice(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """The sum of the information of one hypothesis, and the hypotheses that count.
+    """A hypothesis of a block of events or a block of those of one event, and those that count.
 
     Attributes:
-        total: Information, ``(E,)``.
+        total: Sums of the information, E rows.
+        block: Log weights, means and covariances, 1 + M + M M rows.
         mean: ``(M,)``.
         covariance: ``(M, M)``.
-        single: Information of the event in single precision ``(E + 1, rows)``, the last row being
-            the log of the determinant of each precision.
-        partner: The same of the second chain of a group of hypotheses, and last bounds on their
-            scores, ``(E + 2, A)``.
-        bounds: On the scores of all hypotheses, ``(A,)``.
-        found: Numbers of the hypotheses that count, ``(A,)``.
-        scores: Their scores, ``(A,)``.
-        gaussians: Their means, then their covariances, ``(A, M + M M)``.
+        scores: Of all hypotheses for a block of events: log weight less half the squared distance
+            from the region, A rows.
+        best: Largest of them, a row.
+        found: Numbers of the hypotheses that count for an event, ``(A,)``.
+        found_scores: Their scores, ``(A,)``.
+        gaussians: Their log weights, means and covariances, ``(1 + M + M M, A)``.
+        weight: Weights of those that are merged, zero for the others, ``(A,)``.
     """
 
     total: Array
+    block: Array
     mean: Array
     covariance: Array
-    single: Array
-    partner: Array
-    bounds: Array
-    found: Array
     scores: Array
+    best: Array
+    found: Array
+    found_scores: Array
     gaussians: Array
+    weight: Array
 
 
 class Results(NamedTuple):
@@ -98,204 +83,154 @@ class Results(NamedTuple):
     covariance: Array
 
 
+@fused
+def gaussians_of_one(total: Array, power: float, block: Array, n: int) -> None:
+    """Computes log weights, means and covariances of n hypotheses for a single mass."""
+    for t in range(n):
+        inverse, u = 1.0 / total[t], total[LANES + t]
+        mean = u * inverse
+        block[t] = power * (total[2 * LANES + t] + 0.5 * (u * mean + log(inverse)))
+        block[LANES + t] = mean
+        block[2 * LANES + t] = inverse
+
+
+@fused
+def gaussians_of_two(total: Array, power: float, block: Array, n: int) -> None:
+    """Computes log weights, means and covariances of n hypotheses for two masses."""
+    for t in range(n):
+        p, q, o = total[t], total[LANES + t], total[2 * LANES + t]
+        u, v = total[3 * LANES + t], total[4 * LANES + t]
+        inverse = 1.0 / (p * o - q * q)
+        x, y = (o * u - q * v) * inverse, (p * v - q * u) * inverse
+        distance = u * x + v * y + log(inverse)
+        block[t] = power * (total[5 * LANES + t] + 0.5 * distance)
+        block[LANES + t] = x
+        block[2 * LANES + t] = y
+        block[3 * LANES + t] = o * inverse
+        block[4 * LANES + t] = -q * inverse
+        block[5 * LANES + t] = -q * inverse
+        block[6 * LANES + t] = p * inverse
+
+
 @inlined
-def combine_pair(information: Array, n: int, i: int, j: int, to: Sum) -> float:
-    """Does what `combine` does for two chains and at most two masses."""
+def gaussians_of_many(to: Sum, power: float, n: int) -> None:
+    """Computes log weights, means and covariances of n hypotheses for any number of masses."""
+    m, total, block = len(to.mean), to.total, to.block
+    vector = m * (m + 1) // 2
+    for t in range(n):
+        at = t
+        for p in range(m):
+            for q in range(p, m):
+                to.covariance[p, q] = to.covariance[q, p] = total[at]
+                at += LANES
+        distance = -invert(to.covariance, m)
+        for p in range(m):
+            mean = 0.0
+            for q in range(m):
+                entry = to.covariance[p, q]
+                mean += entry * total[(vector + q) * LANES + t]
+                block[(1 + m + p * m + q) * LANES + t] = entry
+            distance += mean * total[(vector + p) * LANES + t]
+            block[(1 + p) * LANES + t] = mean
+        block[t] = power * (total[(vector + m) * LANES + t] + 0.5 * distance)
+
+
+@fused
+def compute(choice: Choice, to: Sum, n: int) -> None:
+    """Turns the sums of information into n Gaussians."""
     if len(to.mean) == 1:
-        inverse = 1.0 / (information[n, 0, i] + information[n, 0, j])
-        u = information[n, 1, i] + information[n, 1, j]
-        to.covariance[0, 0], to.mean[0] = inverse, u * inverse
-        log_weight = information[n, 2, i] + information[n, 2, j]
-        return log_weight + 0.5 * (u * u * inverse + math.log(inverse))
-    p = information[n, 0, i] + information[n, 0, j]
-    q = information[n, 1, i] + information[n, 1, j]
-    o = information[n, 2, i] + information[n, 2, j]
-    u = information[n, 3, i] + information[n, 3, j]
-    v = information[n, 4, i] + information[n, 4, j]
-    inverse = 1.0 / (p * o - q * q)
-    x, y = (o * u - q * v) * inverse, (p * v - q * u) * inverse
-    to.mean[0], to.mean[1] = x, y
-    to.covariance[0, 0], to.covariance[1, 1] = o * inverse, p * inverse
-    to.covariance[0, 1] = to.covariance[1, 0] = -q * inverse
-    log_weight = information[n, 5, i] + information[n, 5, j]
-    return log_weight + 0.5 * (u * x + v * y + math.log(inverse))
-
-
-@inlined
-def combine(information: Array, n: int, h: Hypotheses, a: int, to: Sum) -> float:
-    """Adds up the chains of a hypothesis into mean and covariance; returns the log weight."""
-    m, total = len(to.mean), to.total
-    if m <= 2 and h.rows.shape[1] == 2:
-        return combine_pair(information, n, h.rows[a, 0], h.rows[a, 1], to)
-    for f in range(len(total)):
-        total[f] = 0.0
-        for s in range(h.rows.shape[1]):
-            total[f] += information[n, f, h.rows[a, s]]
-    if total[len(total) - 1] == _NEVER:
-        return _NEVER
-    at = 0
-    for p in range(m):
-        for q in range(p, m):
-            to.covariance[p, q] = to.covariance[q, p] = total[at]
-            at += 1
-    log_det = invert(to.covariance, m)
-    distance = 0.0
-    for p in range(m):
-        to.mean[p] = 0.0
-        for q in range(m):
-            to.mean[p] += to.covariance[p, q] * total[at + q]
-        distance += to.mean[p] * total[at + p]
-    return total[len(total) - 1] + 0.5 * (distance - log_det)
-
-
-@inlined
-def score(information: Array, n: int, h: Hypotheses, a: int, choice: Choice, to: Sum) -> float:
-    """Returns the log weight of a hypothesis, less half the squared distance from the region."""
-    found = choice.power * combine(information, n, h, a, to)
-    for p in range(len(to.mean)):
-        d = max(choice.bounds[2 * p] - to.mean[p], to.mean[p] - choice.bounds[2 * p + 1], 0.0)
-        found -= 0.5 * d * d / to.covariance[p, p]
-    return found
-
-
-@inlined
-def fill_single(information: Array, n: int, m: int, single: Array) -> None:
-    """Copies the information of an event, with logs of determinants; low where singular."""
-    last = len(single) - 1
-    for f in range(last):
-        for row in range(single.shape[1]):
-            single[f, row] = information[n, f, row]
-    for row in range(single.shape[1]):
-        det = information[n, 0, row]
-        if m == 2:
-            det = det * information[n, 2, row] - information[n, 1, row] ** 2
-        single[last, row] = math.log(det) if det > 1e-300 else -1e30
-
-
-@inlined
-def bound_one(to: Sum, choice: Choice, i: int, n: int) -> None:
-    """Bounds the scores of a group of n hypotheses of two chains and one mass."""
-    half, eighth, power = np.float32(0.5), np.float32(0.125), np.float32(choice.power)
-    low, high = np.float32(choice.bounds[0]), np.float32(choice.bounds[1])
-    p, u, w, log = to.single[0, i], to.single[1, i], to.single[2, i], to.single[3, i]
-    for t in range(n):
-        precision, vector = p + to.partner[0, t], u + to.partner[1, t]
-        x = vector / precision
-        least = half * (log + to.partner[3, t] + abs(log - to.partner[3, t]))
-        d = abs(low - x) + abs(x - high) - (high - low)
-        log_weight = w + to.partner[2, t] + half * (vector * x - least)
-        to.partner[4, t] = power * log_weight - eighth * d * d * precision
-
-
-@inlined
-def bound_two(to: Sum, choice: Choice, i: int, n: int) -> None:
-    """Bounds the scores of a group of n hypotheses of two chains and two masses."""
-    half, eighth, power = np.float32(0.5), np.float32(0.125), np.float32(choice.power)
-    low, high = np.float32(choice.bounds[0]), np.float32(choice.bounds[1])
-    low_other, high_other = np.float32(choice.bounds[2]), np.float32(choice.bounds[3])
-    a, b, c, log = to.single[0, i], to.single[1, i], to.single[2, i], to.single[6, i]
-    s, r, w = to.single[3, i], to.single[4, i], to.single[5, i]
-    for t in range(n):
-        p, q, o = a + to.partner[0, t], b + to.partner[1, t], c + to.partner[2, t]
-        u, v = s + to.partner[3, t], r + to.partner[4, t]
-        det = p * o - q * q
-        x, y = (o * u - q * v) / det, (p * v - q * u) / det
-        least = half * (log + to.partner[6, t] + abs(log - to.partner[6, t]))
-        d = abs(low - x) + abs(x - high) - (high - low)
-        e = abs(low_other - y) + abs(y - high_other) - (high_other - low_other)
-        log_weight = w + to.partner[5, t] + half * (u * x + v * y - least)
-        to.partner[7, t] = power * log_weight - eighth * (d * d / o + e * e / p) * det
-
-
-@inlined
-def bound_group(h: Hypotheses, choice: Choice, to: Sum, group: tuple, best: int) -> int:
-    """Bounds the scores of the hypotheses with row i of the first chain.
-
-    Their rows of the second chain are copied first, so that the arithmetic is on neighbours.
-    Returns the number of the largest bound so far.
-    """
-    i, start, end = group
-    last = len(to.single)
-    for f in range(last):
-        for t in range(end - start):
-            to.partner[f, t] = to.single[f, h.second[start + t]]
-    if len(choice.origin) == 1:
-        bound_one(to, choice, i, end - start)
+        gaussians_of_one(to.total, choice.power, to.block, n)
+    elif len(to.mean) == 2:
+        gaussians_of_two(to.total, choice.power, to.block, n)
     else:
-        bound_two(to, choice, i, end - start)
-    for t in range(end - start):
-        to.bounds[start + t] = to.partner[last, t]
-        if to.bounds[start + t] > to.bounds[best]:
-            best = start + t
-    return best
+        gaussians_of_many(to, choice.power, n)
 
 
-@inlined
-def fill_bounds(information: Array, n: int, h: Hypotheses, choice: Choice, to: Sum) -> int:
-    """Fills bounds on the scores of all hypotheses; returns the number of the largest one."""
-    m, start, last, best = len(choice.origin), 0, information.shape[1] - 1, 0
-    bounded = m <= 2 and h.rows.shape[1] == 2
-    to.bounds[0] = _NEVER
-    if bounded:
-        fill_single(information, n, m, to.single)
-    for g in range(len(h.first)):
-        i, end = h.first[g], h.ends[g]
-        if information[n, last, i] > _NEVER and bounded:
-            best = bound_group(h, choice, to, (i, start, end), best)
-        else:
-            for t in range(start, end):
-                to.bounds[t] = score(information, n, h, t, choice, to)
-                if to.bounds[t] > to.bounds[best]:
-                    best = t
-        start = end
-    return best
-
-
-@inlined
-def find(information: Array, n: int, h: Hypotheses, choice: Choice, to: Sum) -> int:
-    """Lists the hypotheses that count, with scores and Gaussians; returns their number."""
-    m, found = len(to.mean), 0
-    best = score(information, n, h, fill_bounds(information, n, h, choice, to), choice, to)
-    for t in range(len(to.bounds)):
-        # not a comparison the other way round: a bound that is no number does not hold
-        if to.bounds[t] < best + choice.least - _MARGIN:
-            continue
-        to.scores[found] = score(information, n, h, t, choice, to)
-        if to.scores[found] > best + choice.least:
-            best = max(best, to.scores[found])
-            to.found[found] = t
-            for p in range(m):
-                to.gaussians[found, p] = to.mean[p]
-                for q in range(m):
-                    to.gaussians[found, m + m * p + q] = to.covariance[p, q]
-            found += 1
-    kept = 0
-    for k in range(found):
-        if to.scores[k] > best + choice.least:
-            if k > kept:
-                move(to, k, kept)
-            kept += 1
-    return kept
-
-
-@inlined
-def move(to: Sum, k: int, i: int) -> None:
-    """Exchanges two hypotheses that were found."""
-    to.found[k], to.found[i] = to.found[i], to.found[k]
-    to.scores[k], to.scores[i] = to.scores[i], to.scores[k]
-    for x in range(to.gaussians.shape[1]):
-        to.gaussians[k, x], to.gaussians[i, x] = to.gaussians[i, x], to.gaussians[k, x]
-
-
-@inlined
-def penalty(to: Sum, choice: Choice, k: int) -> float:
-    """Returns half the squared distance of a hypothesis from the region."""
-    m, found = len(choice.origin), 0.0
+@fused
+def fill_score(score: Array, block: Array, bounds: Array, n: int) -> None:
+    """Fills scores: log weights, less half the squared distances from the region."""
+    m = len(bounds) // 2
+    vector_rows.copy(score, block, n)
     for p in range(m):
-        x = to.gaussians[k, p]
-        d = max(choice.bounds[2 * p] - x, x - choice.bounds[2 * p + 1], 0.0)
-        found += 0.5 * d * d / to.gaussians[k, m + m * p + p]
-    return found
+        mean, variance = block[(1 + p) * LANES :], block[(1 + m + p * m + p) * LANES :]
+        low, high = bounds[2 * p], bounds[2 * p + 1]
+        for t in range(n):
+            d = max(max(low - mean[t], mean[t] - high), 0.0)
+            score[t] -= 0.5 * d * d / variance[t]
+
+
+@fused
+def take_larger(best: Array, score: Array, n: int) -> None:
+    """Keeps the larger of two numbers, and the first where the second is no number."""
+    for t in range(n):
+        best[t] = score[t] if score[t] > best[t] else best[t]
+
+
+@fused
+def score_all(information: Array, rows: Array, choice: Choice, to: Sum, n: int) -> None:
+    """Scores all hypotheses for a block of n events."""
+    vector_rows.fill(to.best, -np.inf, n)
+    for a in range(rows.shape[1]):
+        vector_rows.copy(to.total, information[rows[0, a]], len(to.total))
+        for s in range(1, len(rows)):
+            vector_rows.add(to.total, information[rows[s, a]], 1.0, len(to.total))
+        compute(choice, to, n)
+        score = to.scores[a * LANES :]
+        fill_score(score, to.block, choice.bounds, n)
+        take_larger(to.best, score, n)
+
+
+@fused
+def gather(information: Array, rows: Array, event: int, found: Array, n: int, total: Array) -> None:
+    """Adds up the chains for n hypotheses of an event."""
+    for t in range(n):
+        for x in range(0, len(total), LANES):
+            entry = 0.0
+            for s in range(len(rows)):
+                entry += information[rows[s, found[t]], x + event]
+            total[x + t] = entry
+
+
+@fused
+def find(information: Array, rows: Array, event: int, choice: Choice, to: Sum) -> int:
+    """Lists the hypotheses that count for an event of a block; returns their number."""
+    limit, count = to.best[event] + choice.least, 0
+    for a in range(rows.shape[1]):
+        score = to.scores[a * LANES + event]
+        to.found[count] = a
+        to.found_scores[count] = score
+        count += 1 if score > limit else 0  # not where a score is no number
+    for first in range(0, count, LANES):
+        n = min(LANES, count - first)
+        gather(information, rows, event, to.found[first:], n, to.total)
+        compute(choice, to, n)
+        for x in range(len(to.gaussians)):
+            vector_rows.copy(to.gaussians[x, first:], to.block[x * LANES :], n)
+    return count
+
+
+@inlined
+def largest(values: Array, n: int, number: int) -> float:
+    """Returns the largest but `number` - 1 of n values, and mixes these; C. Hoare's selection."""
+    low, high, wanted = 0, n - 1, number - 1
+    while low < high:
+        pivot, i, j = values[(low + high) // 2], low, high
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if wanted <= j:
+            high = j
+        elif wanted >= i:
+            low = i
+        else:
+            break
+    return values[wanted]
 
 
 @inlined
@@ -303,91 +238,112 @@ def keep(to: Sum, choice: Choice, k: int, at: tuple, into: Results) -> None:
     """Writes hypothesis `k` of those found as component `at[1]` of row `at[0]`."""
     row, i = at
     m = len(choice.origin)
-    into.log_weight[row, i] = to.scores[k] + penalty(to, choice, k)
+    into.log_weight[row, i] = to.gaussians[0, k]
     for p in range(m):
-        into.mean[row, i, p] = to.gaussians[k, p] + choice.origin[p]
+        into.mean[row, i, p] = to.gaussians[1 + p, k] + choice.origin[p]
         for q in range(m):
-            into.covariance[row, i, p, q] = to.gaussians[k, m + m * p + q]
+            into.covariance[row, i, p, q] = to.gaussians[1 + m + m * p + q, k]
+
+
+@fused
+def fill_weights(scores: Array, limit: float, weight: Array, n: int) -> None:
+    """Computes the weights of n hypotheses relative to the log weight `limit`."""
+    for k in range(n):
+        weight[k] = exp(scores[k] - limit)
+
+
+@fused
+def add_moments(to: Sum, choice: Choice, p: int, n: int) -> None:
+    """Adds up the moments of n hypotheses in mass p, with their means moved into the bounds."""
+    m, first = len(choice.origin), 0.0
+    low, high = choice.bounds[2 * p], choice.bounds[2 * p + 1]
+    for k in range(n):
+        first += to.weight[k] * min(max(to.gaussians[1 + p, k], low), high)
+    to.mean[p] = first
+    for q in range(p, m):
+        low_other, high_other, second = choice.bounds[2 * q], choice.bounds[2 * q + 1], 0.0
+        for k in range(n):
+            x = min(max(to.gaussians[1 + p, k], low), high)
+            y = min(max(to.gaussians[1 + q, k], low_other), high_other)
+            second += to.weight[k] * (to.gaussians[1 + m + m * p + q, k] + x * y)
+        to.covariance[p, q] = second
 
 
 @inlined
-def add_moments(to: Sum, choice: Choice, k: int, weight: float) -> None:
-    """Adds the moments of a hypothesis, with its mean moved into the bounds."""
-    m = len(choice.origin)
-    for p in range(m):
-        x = min(max(to.gaussians[k, p], choice.bounds[2 * p]), choice.bounds[2 * p + 1])
-        to.mean[p] += weight * x
-        for q in range(p, m):
-            y = min(max(to.gaussians[k, q], choice.bounds[2 * q]), choice.bounds[2 * q + 1])
-            to.covariance[p, q] += weight * (to.gaussians[k, m + m * p + q] + x * y)
-
-
-@inlined
-def merge(to: Sum, choice: Choice, at: tuple, limit: float, into: Results) -> int:
-    """Puts hypotheses above a limit in front and merges the others; returns the largest of these.
-
-    `at` is the row of the results and the number found.
-    """
-    row, found = at
-    last, i = choice.kept - 1, 0
+def merge(to: Sum, choice: Choice, row: int, found: int, into: Results) -> None:
+    """Writes the moments of the hypotheses that have a weight into the last component of a row."""
+    last, total, m = choice.kept - 1, 0.0, len(choice.origin)
     for k in range(found):
-        if to.scores[k] >= limit and i < last:
-            if k > i:
-                move(to, k, i)
-            i += 1
-    best, total, m = last, 0.0, len(choice.origin)
-    to.mean[:] = 0.0
-    to.covariance[:] = 0.0
-    for k in range(last, found):
-        weight = math.exp(to.scores[k] - limit)
-        total += weight
-        add_moments(to, choice, k, weight)
-        if to.scores[k] > to.scores[best]:
-            best = k
-    into.log_weight[row, last] = limit + math.log(total)
+        total += to.weight[k]
     for p in range(m):
+        add_moments(to, choice, p, found)
         to.mean[p] /= total
         into.mean[row, last, p] = to.mean[p] + choice.origin[p]
+    into.log_weight[row, last] += math.log(total)
     for p in range(m):
         for q in range(p, m):
             entry = to.covariance[p, q] / total - to.mean[p] * to.mean[q]
             into.covariance[row, last, p, q] = into.covariance[row, last, q, p] = entry
-    return to.found[best]
+
+
+@inlined
+def keep_largest(
+    to: Sum, choice: Choice, found: int, row: int, into: Results, chosen: Array
+) -> None:
+    """Writes the largest of the hypotheses found into a row, and in the last place all others."""
+    alone, last, limit, i, best = choice.kept, choice.kept - 1, -np.inf, 0, -1
+    if found > choice.kept:
+        alone = last
+        vector_rows.copy(to.weight, to.found_scores, found)
+        limit = largest(to.weight, found, max(alone, 1))
+        fill_weights(to.found_scores, limit, to.weight, found)
+    for k in range(found):
+        if to.found_scores[k] >= limit and i < alone:
+            keep(to, choice, k, (row, i), into)
+            chosen[i] = to.found[k]
+            to.weight[k] = 0.0
+            i += 1
+        elif best < 0 or to.found_scores[k] > to.found_scores[best]:
+            best = k
+    if best >= 0:
+        into.log_weight[row, last] = limit
+        chosen[last] = to.found[best]
+        merge(to, choice, row, found, into)
 
 
 @compiled
 def sum_hypotheses(
-    information: Array, h: Hypotheses, choice: Choice, rows: Array, into: Results, chosen: Array
+    information: Array, rows: Array, choice: Choice, events: Array, into: Results, chosen: Array
 ) -> None:
     """Adds up the chains for all hypotheses of n events and keeps the largest.
 
     Args:
-        information: Of all chains, one after the other ``(n, E, rows)``.
-        h: Which rows belong together.
+        information: Of all chains, one after the other ``(blocks, rows, E lanes)``.
+        rows: Rows of the chains that belong together ``(S, A)``.
         choice: What is kept.
-        rows: Events in the results, ``(n,)``.
+        events: Rows of the results, ``(n,)``.
         into: The results.
-        chosen: Numbers of the hypotheses ``(n, kept)``, in the order of `h`; of a merged component
-            the one of the largest weight.
+        chosen: Numbers of the hypotheses ``(n, kept)``; of a merged component the one of the
+            largest weight.
     """
-    m, n_hypotheses = len(choice.origin), len(h.rows)
+    m, n_hypotheses = len(choice.origin), rows.shape[1]
+    size = 1 + m + m * m
     to = Sum(
-        np.empty(information.shape[1]),
-        np.empty(m),
-        np.empty((m, m)),
-        np.empty((information.shape[1] + 1, information.shape[2]), np.float32),
-        np.empty((information.shape[1] + 2, n_hypotheses), np.float32),
-        np.empty(n_hypotheses, np.float32),
-        np.empty(n_hypotheses, np.int64),
-        np.empty(n_hypotheses),
-        np.empty((n_hypotheses, m + m * m)),
+        total=np.empty(information.shape[2]),
+        block=np.empty(size * LANES),
+        mean=np.empty(m),
+        covariance=np.empty((m, m)),
+        scores=np.empty(n_hypotheses * LANES),
+        best=np.empty(LANES),
+        found=np.empty(n_hypotheses + 1, np.int64),
+        found_scores=np.empty(n_hypotheses + 1),
+        gaussians=np.empty((size, n_hypotheses)),
+        weight=np.empty(n_hypotheses),
     )
-    for n in range(len(information)):
-        found, alone = find(information, n, h, choice, to), choice.kept
-        if found > choice.kept:
-            alone = choice.kept - 1
-            limit = np.partition(to.scores[:found], found - alone)[found - alone]
-            chosen[n, alone] = merge(to, choice, (rows[n], found), limit, into)
-        for k in range(min(found, alone)):
-            keep(to, choice, k, (rows[n], k), into)
-            chosen[n, k] = to.found[k]
+    for block in range(len(information)):
+        first = block * LANES
+        n = min(LANES, len(events) - first)
+        score_all(information[block], rows, choice, to, n)
+        for t in range(n):
+            found = find(information[block], rows, t, choice, to)
+            keep_largest(to, choice, found, events[first + t], into, chosen[first + t])

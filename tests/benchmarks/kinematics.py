@@ -22,7 +22,7 @@ import torch
 from rows import ratio_of, row
 from torch import Tensor
 
-from massrecon.kinematics import constrained_kernel, transverse_torch
+from massrecon.kinematics import constrained_algebra, transverse_torch
 from massrecon.kinematics import fourvectors as fv
 from massrecon.kinematics.constrained import m2_cc
 from massrecon.kinematics.phasespace import PhaseSpace
@@ -117,15 +117,15 @@ def compiled_m2(chain: tuple, n: int) -> float:
     """Returns the time of M2CC in torch with its algebra under `torch.compile`."""
     names = ("saddle_step", "saddle_point", "bound_at", "values", "derivatives", "curvature")
     names += ("constrained_step", "masses", "matched", "lifted")
-    plain = {name: getattr(constrained_kernel, name) for name in names}
+    plain = {name: getattr(constrained_algebra, name) for name in names}
     torch._dynamo.config.cache_size_limit = 64
     try:
         for name, function in plain.items():
-            setattr(constrained_kernel, name, torch.compile(function, dynamic=True))
+            setattr(constrained_algebra, name, torch.compile(function, dynamic=True))
         return microseconds(lambda: m2_cc(*chain, backend="torch"), n, 1)
     finally:
         for name, function in plain.items():
-            setattr(constrained_kernel, name, function)
+            setattr(constrained_algebra, name, function)
 
 
 def scaling(largest: int) -> None:
