@@ -12,7 +12,16 @@ from torch import Tensor
 
 from massrecon.errors import InputError, unknown_name
 from massrecon.models.trajectory import Trajectory
-from massrecon.visual.template import BLACK, BLUE, LEGEND_ABOVE, ORANGE, SKY, VERMILION, finish
+from massrecon.visual.template import (
+    BLACK,
+    BLUE,
+    LEGEND_ABOVE,
+    ORANGE,
+    SKY,
+    VERMILION,
+    drawing,
+    finish,
+)
 
 _BINS = 40
 _MAIN = 0.8
@@ -59,12 +68,12 @@ def denoising_figure(
                            "line": {"width": 1, "color": BLACK}}),
         *(_marginal(points[:, k], ranges[k], k) for k in (0, 1)),
     ]  # fmt: skip
-    figure = go.Figure(traces, _layout(ranges, labels, _level(way, step)))
     caption = (
         f"{len(points)} draws for one event, {_level(way, step)}: what is still noise falls, the "
         "rest is what the draws will be. Open circles: what the network expects at the end."
     )
-    return finish(figure, caption, height=560)
+    layout = _layout(ranges, labels, _level(way, step))
+    return drawing(traces, layout, caption, height=560)
 
 
 def denoising_strip(
