@@ -279,11 +279,13 @@ def scan() -> str:
 def widgets() -> str:
     """How fast explorers answer in a browser."""
     results = recorded("widgets")
+    names = ("median_ms", "slowest_ms", "all_figures_ms")
     rows = [
-        [f"`{name}`", one["slider"], f"{one['median_ms']:.0f}", f"{one['slowest_ms']:.0f}"]
+        [f"`{name}`", one["slider"], *(f"{one[key]:.0f}" for key in names), f"{one['load']:.1f}"]
         for name, one in results["explorers"].items()
     ]
-    head = ["explorer", "slider", "median [ms]", f"slowest of {results['moves']} [ms]"]
+    slowest = f"slowest of {results['moves']} [ms]"
+    head = ["explorer", "slider", "median [ms]", slowest, "all figures [ms]", "load"]
     return table(head, rows) + made_by(results)
 
 

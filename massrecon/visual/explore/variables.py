@@ -316,7 +316,7 @@ def _distributions(measured: Sequence[Measured], one: dict[str, Any]) -> go.Figu
             figure.add_vline(value, line={"color": GREY, "dash": dash, "width": 1.5})
             figure.add_annotation(
                 text=f"event: {SYMBOLS[m.variable]}", x=value, y=height, yref="paper",
-                showarrow=False, xanchor="right", font_size=12,
+                showarrow=False, xanchor="right", xshift=-4, font_size=12,
             )  # fmt: skip
     return figure
 
