@@ -125,8 +125,10 @@ def _widths(now: MassMeasurement, arrivals: Arrivals) -> list[go.Scatter]:
     start = float(arrivals.widths[0].max())
     every = list(arrivals.counts)
     traces.append(
-        go.Scatter(x=every, y=[start * n**-0.5 for n in every], mode="lines", name="1/√events",
-                   line={"color": SKY, "dash": "dot", "width": 1.5}, hoverinfo="skip", **place)
+        go.Scatter(x=every, y=[start * n**-0.5 for n in every], mode="lines+text", name="1/√events",
+                   line={"color": SKY, "dash": "dot", "width": 1.5}, hoverinfo="skip", **place,
+                   text=["" if i != len(every) // 2 else "1/√events" for i in range(len(every))],
+                   textposition="top right", showlegend=False)
     )  # fmt: skip
     return traces
 
