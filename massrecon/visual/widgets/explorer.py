@@ -293,8 +293,9 @@ class Explorer(widgets.VBox):
         self._fit = Fit()
         self._reading = widgets.HTML().add_class("massrecon-reading")
         self._status = widgets.HTML().add_class("massrecon-status")
-        self._progress = widgets.FloatProgress(min=0.0, max=1.0, layout=WIDE)
-        self._stage = widgets.Label()
+        room = widgets.Layout(flex="1 1 0", width="auto", min_width="6em")
+        self._progress = widgets.FloatProgress(min=0.0, max=1.0, layout=room)
+        self._stage = widgets.Label(layout=widgets.Layout(flex="0 0 auto"))  # never cut off
         stop = widgets.Button(description="Stop", icon="stop", tooltip="End this work")
         stop.on_click(lambda _: self.stop())
         self._bar = widgets.HBox([stop, self._progress, self._stage])
