@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
 import ipywidgets as widgets
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import traitlets
 import yaml
 
 from massrecon.errors import InputError
-from massrecon.visual.explore.exploration import Exploration
+from massrecon.visual.explore.exploration import Exploration, Later
 from massrecon.visual.widgets.controls import button, entry, player, switch
 from massrecon.visual.widgets.explorer import Cancelled, Explorer, Progress, choice, slider
+from massrecon.visual.widgets.slot import _changes
 
 
 def explore_line(slope: float = 1.0, points: int = 2, kind: str = "lines") -> Exploration:
@@ -86,6 +89,36 @@ def test_controls_and_traits_are_one() -> None:
     explorer.slope = 0.5
     assert control.value == 0.5
     assert "[GeV]" in control.description
+
+
+def test_the_first_figure_is_shown_before_the_next_is_made() -> None:
+    seen: list[list[float]] = []
+
+    class Two(LineExplorer):
+        def _explore(self) -> Exploration:
+            found = explore_line(**self.arguments())
+
+            def below() -> go.Figure:
+                if self.figure is not None:
+                    seen.append(ends(self))
+                return go.Figure(go.Bar(x=[0], y=[self.slope]))
+
+            return dataclasses.replace(found, panels=Later({"Slope": below}))
+
+    explorer = Two(points=3)
+    explorer.slope = 2.0
+    assert seen == [[0, 2, 4]]
+    assert explorer.found is not None
+    assert list(explorer.found.panels) == ["Slope"]
+    assert explorer.found.panels["Slope"] is explorer.found.panels["Slope"]
+    assert list(explorer._slots["Slope"].shown.data[0].y) == [2.0]
+    assert len(seen) == 1
+
+
+def test_lines_with_gaps_that_stay_are_not_sent_again() -> None:
+    old, new = (go.Scatter(x=np.array([0.0, np.nan, 1.0]), y=np.array([0.0, y])) for y in (1, 2))
+    assert list(_changes(old, new)) == ["y"]
+    assert list(_changes(old, go.Scatter(x=np.array([0.0, np.nan, 2.0]), y=old.y))) == ["x"]
 
 
 def test_another_kind_of_figure_is_laid_over_the_old_one_until_it_is_drawn() -> None:

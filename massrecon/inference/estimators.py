@@ -29,6 +29,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ ESTIMATORS = ("draw", "mean", "median", "window")
 
 _GRID = 512  # centres at which the window mass is computed, for each event
 _CHUNK = 512  # events at a time: keeps the working set within a few megabytes
+_SORTED = (torch.float32, torch.float64)  # what numpy sorts as well
 _HALF_SAMPLE_OF_NORMAL = 1.349  # width of the central half of a standard normal
 
 
@@ -80,7 +82,7 @@ def quantile(samples: Tensor, level: float) -> Tensor:
     References:
         R. J. Hyndman and Y. Fan, Am. Stat. 50 (1996) 361, definition 6.
     """
-    ordered = _checked(samples).sort(dim=0).values  # NaN sorts last
+    ordered = _ordered(_checked(samples), dim=0)  # NaN comes last
     last = len(ordered) - 1
     position = min(max(level * (last + 2) - 1, 0.0), float(last))
     below = math.floor(position)
@@ -156,7 +158,7 @@ def shortest_interval(samples: Tensor, level: float = 0.68) -> Tensor:
         InputError: If `level` is not between 0 and 1.
     """
     _check_level(level)
-    ordered = _checked(samples).sort(dim=0).values
+    ordered = _ordered(_checked(samples), dim=0)
     # k steps between neighbouring order statistics hold k / (S + 1) of the probability
     steps = min(math.ceil(level * (len(ordered) + 1)), len(ordered) - 1)
     lengths = ordered[steps:] - ordered[: len(ordered) - steps]
@@ -220,6 +222,13 @@ def _checked(samples: Tensor) -> Tensor:
     return samples
 
 
+def _ordered(samples: Tensor, dim: int) -> Tensor:
+    """Sorts draws; numpy takes a tenth of the time of torch on a processor."""
+    if samples.device.type != "cpu" or samples.requires_grad or samples.dtype not in _SORTED:
+        return samples.sort(dim=dim).values
+    return torch.from_numpy(np.sort(samples.numpy(), axis=dim))
+
+
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise InputError(f"'level' should be between 0 and 1, got {level}: 0.68 is 68 %.")
@@ -247,7 +256,7 @@ def silverman_bandwidth(draws: Tensor) -> Tensor:
     n_draws = draws.shape[1]
     if n_draws == 1:
         return torch.zeros_like(draws[:, 0])
-    ordered = draws.sort(dim=1).values
+    ordered = _ordered(draws, dim=1)
     half = math.ceil((n_draws - 1) / 2)
     core = (ordered[:, half:] - ordered[:, : n_draws - half]).min(1).values
     scale = torch.minimum(draws.std(1), core / _HALF_SAMPLE_OF_NORMAL)
@@ -267,9 +276,11 @@ def _binned(position: Tensor) -> Tensor:
 def _window_mass(density: Tensor, width: Tensor, bandwidth: Tensor) -> Tensor:
     """Convolves the density with box and Gaussian, lengths in grid steps, ``(n, _GRID)``."""
     frequency = torch.fft.rfftfreq(_GRID, dtype=density.dtype, device=density.device)
-    box = 2 * width[:, None] * torch.sinc(2 * width[:, None] * frequency)
-    gaussian = torch.exp(-0.5 * (2 * math.pi * frequency * bandwidth[:, None]) ** 2)
-    return torch.fft.irfft(torch.fft.rfft(density) * box * gaussian, n=_GRID)
+    turn = math.pi * frequency
+    box = torch.sin(2 * width[:, None] * turn) / turn  # `torch.sinc` takes ten times as long
+    box[:, 0] = 2 * width
+    gaussian = (turn * bandwidth[:, None]).square_().mul_(-2).exp_()
+    return torch.fft.irfft(torch.fft.rfft(density).mul_(box.mul_(gaussian)), n=_GRID)
 
 
 def _plateau_centre(mass: Tensor, tolerance: float) -> Tensor:
@@ -277,11 +288,11 @@ def _plateau_centre(mass: Tensor, tolerance: float) -> Tensor:
 
     A centre counts by how far its mass passes the best one less `tolerance`.
     """
-    grid = torch.arange(_GRID, device=mass.device)
+    grid = torch.arange(_GRID, device=mass.device, dtype=torch.int16)  # a quarter of the memory
     best = mass.max(1, keepdim=True)
-    excess = (mass - best.values + tolerance).clamp(min=0)
-    gap = excess == 0
-    left = grid.where(gap & (grid < best.indices), -1).amax(1, keepdim=True)
-    right = grid.where(gap & (grid > best.indices), _GRID).amin(1, keepdim=True)
+    excess = (mass - (best.values - tolerance)).clamp_(min=0)
+    gap, peak = excess == 0, best.indices.to(grid)
+    left = grid.where(gap & (grid < peak), -1).amax(1, keepdim=True)
+    right = grid.where(gap & (grid > peak), _GRID).amin(1, keepdim=True)
     weight = excess.where((grid > left) & (grid < right), 0.0)
     return (weight * grid).sum(1) / weight.sum(1)

@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -321,12 +322,26 @@ def _basis(u: Tensor, degree: int) -> Tensor:
     return torch.stack([z, z.square() - 1, *legendre[3:]][:degree], dim=-1)
 
 
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[Tensor, Tensor]:
+    """Returns nodes and weights of the quadrature on (-1, 1)."""
+    nodes, shares = np.polynomial.legendre.leggauss(_NODES)
+    return torch.as_tensor(nodes), torch.as_tensor(shares)
+
+
+def _products(values: Tensor) -> Tensor:
+    """Multiplies all columns with each other, ``(N, K)`` -> ``(N, K * K)``."""
+    return (values[:, :, None] * values[:, None, :]).flatten(1)
+
+
 def _fit_bending(u: Tensor, x: Tensor, weight: Tensor, degree: int) -> Tensor:
     """Finds the coefficients ``(K, P)`` by maximum likelihood with Newton's method."""
-    nodes, shares = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(_NODES))
+    nodes, shares = _quadrature()
     basis, log_share = _basis((nodes + 1) / 2, degree), (shares / 2).log()
+    pairs, pairs_of_x = _products(basis), _products(x)
     target = _basis(u, degree)
-    size = degree * x.shape[1]
+    width = x.shape[1]
+    size = degree * width
     theta = torch.zeros(size, dtype=torch.float64)
     weight = weight / weight.mean()
     best = -math.inf
@@ -339,10 +354,10 @@ def _fit_bending(u: Tensor, x: Tensor, weight: Tensor, degree: int) -> Tensor:
         )
         share = (log_g - norm[:, None]).exp()
         mean = share @ basis
-        spread = torch.einsum("nq,qk,ql->nkl", share, basis, basis)
-        spread = spread - mean[:, :, None] * mean[:, None, :]
-        gradient = torch.einsum("n,nk,np->kp", weight, target - mean, x).flatten()
-        hessian = torch.einsum("n,nkl,np,nq->kplq", weight, spread, x, x).reshape(size, size)
+        spread = share @ pairs - _products(mean)
+        gradient = ((weight[:, None] * (target - mean)).T @ x).flatten()
+        hessian = (weight[:, None] * spread).T @ pairs_of_x  # (kl, pq), in the order (kp, lq) next
+        hessian = hessian.reshape(degree, degree, width, width).transpose(1, 2).reshape(size, size)
         step = torch.linalg.solve(
             hessian + _RIDGE * torch.eye(size, dtype=torch.float64), gradient - _RIDGE * theta
         )

@@ -20,7 +20,8 @@ from massrecon.visual.template import (
     PURPLE,
     SKY,
     VERMILION,
-    finish,
+    Trace,
+    drawing,
     mass_label,
 )
 
@@ -69,19 +70,22 @@ def arriving_region(
     y, x = now.names
     outer, inner = region_rims(plane_posterior(now.posterior, x, y), x, y)
     own = region_rims(plane_posterior(newest.posterior, x, y), x, y)[1]
-    own.update(name="newest event alone", line={"color": PURPLE, "dash": "dashdot", "width": 2})
-    old = go.Scatter(x=[None], y=[None], mode="lines")
+    own |= {"name": "newest event alone", "line": _look(PURPLE, "dashdot")}
+    old: dict[str, Any] = {"type": "scatter", "x": [None], "y": [None], "mode": "lines"}
     if before is not None:
         old = region_rims(plane_posterior(before.posterior, x, y), x, y)[1]
-    old.update(name="before it", line={"color": GREY, "dash": "dot", "width": 2})
-    traces = [own, old, outer, inner, _star(truth), *_widths(now, arrivals)]
-    figure = go.Figure(traces, _layout(now, arrivals, ranges))
+    old |= {"name": "before it", "line": _look(GREY, "dot")}
+    traces: list[Trace] = [own, old, outer, inner, _star(truth), *_widths(now, arrivals)]
     caption = (
         f"Left: regions that hold 68 % (solid) and 95 % (dashed) of the posterior of the masses "
         f"after {now.n_events} events. Right: half the 68 % interval of each mass after every "
         "event so far; crosses are background events."
     )
-    return finish(figure, caption, height=520)
+    return drawing(traces, _layout(now, arrivals, ranges), caption, height=520)
+
+
+def _look(colour: str, dash: str) -> dict[str, Any]:
+    return {"color": colour, "dash": dash, "width": 2}
 
 
 def _star(truth: Sequence[float]) -> go.Scatter:
@@ -121,8 +125,10 @@ def _widths(now: MassMeasurement, arrivals: Arrivals) -> list[go.Scatter]:
     start = float(arrivals.widths[0].max())
     every = list(arrivals.counts)
     traces.append(
-        go.Scatter(x=every, y=[start * n**-0.5 for n in every], mode="lines", name="1/√events",
-                   line={"color": SKY, "dash": "dot", "width": 1.5}, hoverinfo="skip", **place)
+        go.Scatter(x=every, y=[start * n**-0.5 for n in every], mode="lines+text", name="1/√events",
+                   line={"color": SKY, "dash": "dot", "width": 1.5}, hoverinfo="skip", **place,
+                   text=["" if i != len(every) // 2 else "1/√events" for i in range(len(every))],
+                   textposition="top right", showlegend=False)
     )  # fmt: skip
     return traces
 

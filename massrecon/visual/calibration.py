@@ -22,6 +22,8 @@ from massrecon.visual.template import (
     DASHES,
     LEGEND_ABOVE,
     MARKERS,
+    Trace,
+    drawing,
     finish,
     mass_label,
     plain,
@@ -44,11 +46,10 @@ def rank_histograms(
     """
     if not histograms:
         raise InputError("There should be at least one rank histogram to draw.")
-    traces: list[go.Scatter] = []
+    traces: list[Trace] = []
     for column, histogram in enumerate(histograms.values(), 1):
         traces += _ranks(histogram, column)
     titles = [mass_label((symbols or {}).get(name, name)) for name in histograms]
-    figure = go.Figure(traces, _side_by_side(titles))
     spread = "; ".join(
         f"m({plain((symbols or {}).get(name, name))}): slope {h.slope:+.3f} ± {h.slope_error:.3f}, "
         f"variance {h.spread:.2f} ± {h.spread_error:.2f}"
@@ -58,21 +59,21 @@ def rank_histograms(
         "Ranks of the true masses among draws of their posteriors. A valley is an over-confident "
         f"posterior (variance above one), a slope a bias. {spread}."
     )
-    return finish(figure, caption, height=420)
+    return drawing(traces, _side_by_side(titles), caption, height=420)
 
 
-def _ranks(histogram: RankHistogram, column: int) -> list[go.Scatter]:
+def _ranks(histogram: RankHistogram, column: int) -> list[Trace]:
     """Draws a histogram and its band in one of the panels."""
     edges, band = histogram.edges.numpy(), histogram.band.numpy()
     centre, first = (edges[1:] + edges[:-1]) / 2, column == 1
     low, high = (1 - band).clip(min=0), 1 + band
     place = {"xaxis": _axis("x", column), "yaxis": _axis("y", column)}
-    bars = go.Scatter(
-        x=centre, y=histogram.density.numpy(), mode="markers", showlegend=first, name="events",
-        marker={"color": COLOURS[0], "size": 7}, **place,
-        error_y={"array": histogram.error.numpy(), "thickness": 1.5},
-        error_x={"array": np.diff(edges) / 2, "thickness": 1, "width": 0},
-    )  # fmt: skip
+    bars: Trace = {
+        "type": "scatter", "x": centre, "y": histogram.density.numpy(), "mode": "markers",
+        "showlegend": first, "name": "events", "marker": {"color": COLOURS[0], "size": 7}, **place,
+        "error_y": {"array": histogram.error.numpy(), "thickness": 1.5},
+        "error_x": {"array": np.diff(edges) / 2, "thickness": 1, "width": 0},
+    }  # fmt: skip
     return [*_band(centre, low, high, "95 % of calibrated posteriors", first, **place), bars]
 
 
@@ -120,11 +121,9 @@ def coverage_curves(curves: Mapping[str, CalibrationCurve], title: str = "") -> 
     for i, (name, curve) in enumerate(curves.items()):
         x = 100 * curve.levels.numpy()
         traces.append(
-            go.Scatter(
-                x=x, y=100 * curve.share.numpy() - x, mode="lines",
-                name=f"{name} (p {_probability(curve.p_value)})",
-                line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]},
-            )
+            {"type": "scatter", "x": x, "y": 100 * curve.share.numpy() - x, "mode": "lines",
+             "name": f"{name} (p {_probability(curve.p_value)})",
+             "line": {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]}}
         )  # fmt: skip
     zero = {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "y0": 0, "y1": 0,
             "line": {"color": BLACK, "width": 1, "dash": "dot"}}  # fmt: skip
@@ -134,13 +133,12 @@ def coverage_curves(curves: Mapping[str, CalibrationCurve], title: str = "") -> 
         "legend": LEGEND_ABOVE, "title": {"text": title, "x": 0.5}, "shapes": [zero],
         "margin": {"t": 75 if len(curves) < 4 else 100},  # for a second row of the legend
     }  # fmt: skip
-    figure = go.Figure(traces, layout)
     caption = (
         "How often regions hold the truth, less what they claim: below zero posteriors are "
         f"over-confident. {first.n_events:,} events in {first.n_groups:,} independent groups; a "
         "curve leaves the band in 5 % of the cases if the posterior is calibrated."
     )
-    return finish(figure, caption, height=460)
+    return drawing(traces, layout, caption, height=460)
 
 
 def _probability(p: float) -> str:
@@ -149,14 +147,11 @@ def _probability(p: float) -> str:
 
 def _band(
     x: np.ndarray, low: np.ndarray, high: np.ndarray, name: str, legend: bool, **place: str
-) -> list[go.Scatter]:
-    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": name}
-    edge |= place
-    return [
-        go.Scatter(x=x, y=low, showlegend=False, **edge),
-        go.Scatter(x=x, y=high, fill="tonexty", fillcolor=BAND, name=name, showlegend=legend,
-                   **edge),
-    ]  # fmt: skip
+) -> list[Trace]:
+    edge: dict[str, Any] = {"type": "scatter", "x": x, "mode": "lines", "line": {"width": 0}}
+    edge |= {"hoverinfo": "skip", "legendgroup": name, **place}
+    filled = {"fill": "tonexty", "fillcolor": BAND, "name": name, "showlegend": legend}
+    return [edge | {"y": low, "showlegend": False}, edge | {"y": high} | filled]
 
 
 def coverage_maps(maps: Sequence[CoverageMap], titles: Sequence[str] | None = None) -> go.Figure:

@@ -56,6 +56,8 @@ def variable_distributions(measured: Sequence[Measured], n_bins: int = _BINS) ->
         figure.add_shape(
             type="line", x0=panel[0].truth, x1=panel[0].truth, y0=0, y1=1, xref=x_axis,
             yref=f"{x_axis.replace('x', 'y')} domain", line={"color": BLACK, "width": 1.5},
+            label={"text": "true", "textposition": "end", "textangle": 0, "xanchor": "left",
+                   "font": {"size": 12}},
         )  # fmt: skip
         figure.update_xaxes(
             title_text=", ".join(SYMBOLS[kind] for kind in kinds) + " [GeV]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,16 @@ from torch import Tensor
 
 from massrecon.errors import InputError, unknown_name
 from massrecon.models.trajectory import Trajectory
-from massrecon.visual.template import BLACK, BLUE, LEGEND_ABOVE, ORANGE, SKY, VERMILION, finish
+from massrecon.visual.template import (
+    BLACK,
+    BLUE,
+    LEGEND_ABOVE,
+    ORANGE,
+    SKY,
+    VERMILION,
+    drawing,
+    finish,
+)
 
 _BINS = 40
 _MAIN = 0.8
@@ -59,12 +69,12 @@ def denoising_figure(
                            "line": {"width": 1, "color": BLACK}}),
         *(_marginal(points[:, k], ranges[k], k) for k in (0, 1)),
     ]  # fmt: skip
-    figure = go.Figure(traces, _layout(ranges, labels, _level(way, step)))
     caption = (
         f"{len(points)} draws for one event, {_level(way, step)}: what is still noise falls, the "
         "rest is what the draws will be. Open circles: what the network expects at the end."
     )
-    return finish(figure, caption, height=560)
+    layout = _layout(ranges, labels, _level(way, step))
+    return drawing(traces, layout, caption, height=560)
 
 
 def denoising_strip(
@@ -96,7 +106,7 @@ def denoising_strip(
                        showlegend=column == 1),
             row=1, col=column,
         )  # fmt: skip
-    figure.update_xaxes(range=ranges[0], nticks=3, tickangle=0)
+    figure.update_xaxes(range=ranges[0], tickvals=_two_ticks(*ranges[0]), tickangle=0)
     figure.update_yaxes(range=ranges[1])
     figure.update_xaxes(title_text=labels[0], col=(len(shown) + 1) // 2)
     figure.update_yaxes(title_text=labels[1], col=1)
@@ -128,6 +138,13 @@ def _range(way: Trajectory, event: int, column: int, true: float | None) -> list
         low, high = min(low, true), max(high, true)
     room = max(0.06 * (high - low), 1.0)
     return [low - room, high + room]
+
+
+def _two_ticks(low: float, high: float) -> list[float]:
+    """Chooses two round values well inside a narrow axis, whose neighbours have labels, too."""
+    unit = 10.0 ** math.floor(math.log10((high - low) / 5))
+    inside = (low + 0.22 * (high - low), high - 0.22 * (high - low))
+    return [unit * round(value / unit) for value in inside]
 
 
 def _marginal(values: np.ndarray, limits: Sequence[float], k: int) -> go.Scatter:

@@ -12,7 +12,7 @@ from torch import Tensor
 from massrecon.errors import InputError
 from massrecon.inference.efficiency_map import EfficiencyMap
 from massrecon.inference.statistics import MassPoints
-from massrecon.visual.template import finish, mass_label, plain
+from massrecon.visual.template import drawing, mass_label, plain
 
 _GAP = 0.06
 
@@ -35,7 +35,6 @@ def efficiency_maps(
             f"'maps' should be one or more with a title each, got {len(maps)} and {len(titles)}."
         )
     heats = [_heat(m).update(xaxis=_axis("x", k), yaxis=_axis("y", k)) for k, m in enumerate(maps)]
-    figure = go.Figure(heats, _layout(maps, titles))
     cells = ", ".join(
         f"{plain(title)}: {int(m.n_events.sum()):,} events"
         for title, m in zip(titles, maps, strict=True)
@@ -44,7 +43,7 @@ def efficiency_maps(
         "Share of events whose estimated mass lies within the window around the truth, in cells of "
         f"the true masses, with 68 % binomial errors. {cells}."
     )
-    return finish(figure, caption, height=460)
+    return drawing(heats, _layout(maps, titles), caption, height=460)
 
 
 def _axis(letter: str, number: int) -> str:

@@ -35,6 +35,7 @@ from massrecon.visual.template import (
     MARKERS,
     SKY,
     VERMILION,
+    Trace,
     finish,
     mass_label,
     plain,
@@ -300,8 +301,12 @@ def _pair(names: Sequence[str], pair: tuple[str, str] | None) -> tuple[str, str]
     return (names[1], names[0]) if pair is None else pair
 
 
-def region_rims(plane: GridPosterior, x: str, y: str) -> list[go.Scatter]:
-    """Draws the 95 % and the 68 % region of a plane, each as one trace of closed lines."""
+def region_rims(plane: GridPosterior, x: str, y: str) -> list[dict[str, Any]]:
+    """Draws the 95 % and the 68 % region of a plane, each as one trace of closed lines.
+
+    The lines are arrays with NaN between them, which plotly takes as they are: it looks at every
+    entry of a list.
+    """
     axes, log_prob = _drawn(plane)
     return [
         _rim(axes[x], axes[y], plane.threshold(level) - log_prob, f"{level:.0%}",
@@ -310,7 +315,7 @@ def region_rims(plane: GridPosterior, x: str, y: str) -> list[go.Scatter]:
     ]  # fmt: skip
 
 
-def _confidence_rims(measurement: MassMeasurement, x: str, y: str) -> list[go.Scatter]:
+def _confidence_rims(measurement: MassMeasurement, x: str, y: str) -> list[dict[str, Any]]:
     """Draws the confidence regions of a measurement of two masses; nothing if there are none."""
     known = measurement.regions
     if known is None or len(measurement.names) != 2:
@@ -328,13 +333,17 @@ def _confidence_rims(measurement: MassMeasurement, x: str, y: str) -> list[go.Sc
     return traces
 
 
-def _rim(x: Tensor, y: Tensor, values: Tensor, label: str, line: dict[str, Any]) -> go.Scatter:
+def _rim(x: Tensor, y: Tensor, values: Tensor, label: str, line: dict[str, Any]) -> dict[str, Any]:
     """Draws closed lines around where values ``(Y, X)`` are not above zero, as one trace."""
-    across, up = [], []
-    for xs, ys in contour_lines(x.numpy(), y.numpy(), values.numpy(), 0.0):
-        across += [*np.round(xs, 2).tolist(), None]
-        up += [*np.round(ys, 2).tolist(), None]
-    return go.Scatter(x=across, y=up, mode="lines", name=label, hoverinfo="skip", line=line)
+    lines = contour_lines(x.numpy(), y.numpy(), values.numpy(), 0.0)
+    across, up = (_one_after_the_other([one[i] for one in lines]) for i in (0, 1))
+    return {"type": "scatter", "x": across, "y": up, "mode": "lines", "name": label,
+            "hoverinfo": "skip", "line": line}  # fmt: skip
+
+
+def _one_after_the_other(lines: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins coordinates [GeV], rounded, with NaN after each line."""
+    return np.concatenate([np.empty(0), *(np.append(np.round(one, 2), np.nan) for one in lines)])
 
 
 def _drawn(plane: GridPosterior) -> tuple[dict[str, Tensor], Tensor]:
@@ -366,7 +375,7 @@ def _marks(measurement: MassMeasurement, x: str, y: str) -> list[go.Scatter]:
     ]  # fmt: skip
 
 
-def _frame(measurement: MassMeasurement, x: str, y: str) -> list[go.Scatter]:
+def _frame(measurement: MassMeasurement, x: str, y: str) -> list[Trace]:
     plane = plane_posterior(measurement.posterior, x, y)
     return [*region_rims(plane, x, y), *_marks(measurement, x, y)]
 

@@ -20,7 +20,8 @@ from massrecon.visual.template import (
     ORANGE,
     PURPLE,
     VERMILION,
-    finish,
+    Trace,
+    drawing,
     mass_label,
 )
 
@@ -64,23 +65,21 @@ def regions_compared(
     y, x = first.names
     planes = {name: plane_posterior(m.posterior, x, y) for name, m in measurements.items()}
     ranges = {name: _range(name, measurements, planes, truth, whole) for name in (x, y)}
-    traces = []
+    traces: list[Trace] = []
     for number, (name, plane) in enumerate(planes.items()):
         main: dict[str, Any] = {"xaxis": f"x{3 * number + 1}", "yaxis": f"y{3 * number + 1}"}
         for rim in region_rims(plane, x, y):
-            traces.append(rim.update(showlegend=number == 0, legendgroup=rim.name, **main))
+            traces.append(rim | {"showlegend": number == 0, "legendgroup": rim["name"], **main})
         marks = dict((estimates or {}).get(name, {})) | {"truth": truth or (None, None)}
-        traces += [
-            _mark(label, point, number == 0).update(**main) for label, point in marks.items()
-        ]
+        traces += [_mark(label, point, number == 0) | main for label, point in marks.items()]
         traces += _marginals(plane, number, (x, y), truth)
-    figure = go.Figure(traces, _layout(list(planes), ranges, (x, y), first.symbols))
+    layout = _layout(list(planes), ranges, (x, y), first.symbols)
     named = "; ".join(f"{name}: {m}" for name, m in measurements.items())
     caption = (
         "Highest-density regions that hold 68 % (solid) and 95 % (dashed) of the posterior of the "
         f"masses, with the density of each beside them. {named}."
     )
-    return finish(figure, caption, height=560)
+    return drawing(traces, layout, caption, height=560)
 
 
 def _range(
@@ -105,23 +104,23 @@ def _range(
     return [max(low - room, lowest), min(high + room, highest)]
 
 
-def _mark(label: str, point: Sequence[float | None], legend: bool) -> go.Scatter:
+def _mark(label: str, point: Sequence[float | None], legend: bool) -> dict[str, Any]:
     colour, symbol = ESTIMATE_STYLES.get(label, (VERMILION, "star"))
     marker: dict[str, Any] = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2.5}}
     if label == "truth":
         marker |= {"size": 14, "line": {"width": 1, "color": BLACK}}
-    return go.Scatter(
-        x=[point[1]], y=[point[0]], mode="markers", name=label, legendgroup=label,
-        showlegend=legend, marker=marker,
-        hovertemplate=f"{label}: %{{x:.1f}}, %{{y:.1f}} GeV<extra></extra>",
-    )  # fmt: skip
+    return {
+        "type": "scatter", "x": [point[1]], "y": [point[0]], "mode": "markers", "name": label,
+        "legendgroup": label, "showlegend": legend, "marker": marker,
+        "hovertemplate": f"{label}: %{{x:.1f}}, %{{y:.1f}} GeV<extra></extra>",
+    }  # fmt: skip
 
 
 def _marginals(
     plane: GridPosterior, number: int, pair: tuple[str, str], truth: Sequence[float] | None
-) -> list[go.Scatter]:
+) -> list[dict[str, Any]]:
     """Draws the densities of both masses, the first above the plane, the second to the right."""
-    quiet = {"mode": "lines", "showlegend": False, "hoverinfo": "skip"}
+    quiet = {"type": "scatter", "mode": "lines", "showlegend": False, "hoverinfo": "skip"}
     dashed = {"color": VERMILION, "width": 1.5, "dash": "dash"}
     traces = []
     for i, name in enumerate(pair):
@@ -133,8 +132,8 @@ def _marginals(
         place = {"xaxis": f"x{3 * number + 2 + i}", "yaxis": f"y{3 * number + 2 + i}"}
         fill = "tozerox" if i else "tozeroy"
         style = {"line": {"color": BLUE, "width": 2}, "fill": fill, **place, **quiet}
-        traces.append(go.Scatter(x=line[0], y=line[1], **style))
-        traces.append(go.Scatter(x=mark[0], y=mark[1], line=dashed, **place, **quiet))
+        traces.append({"x": line[0], "y": line[1], **style})
+        traces.append({"x": mark[0], "y": mark[1], "line": dashed, **place, **quiet})
     return traces
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,16 +85,23 @@ def splitting_contour(splitting: Splitting, marks: Mapping[str, Point]) -> go.Fi
 
 def _surface(splitting: Splitting, larger: np.ndarray) -> go.Contour:
     low, high = float(larger.min()), float(np.quantile(larger, 0.97))
-    step = max((high - low) / _LEVELS, 1e-6)
+    step = _round_step(max((high - low) / _LEVELS, 1e-6))
+    first = step * math.ceil(low / step + 1e-9)
     return go.Contour(
         x=splitting.qx.round(3), y=splitting.qy.round(3), z=larger.round(3), colorscale="Viridis",
-        reversescale=True, contours={"start": low + step, "end": high, "size": step},
+        reversescale=True, contours={"start": first, "end": high, "size": step},
         line={"width": 0.6, "color": "rgba(255, 255, 255, 0.6)"}, zmin=low, zmax=high,
         colorbar={"title": {"text": "larger transverse mass [GeV]", "side": "right"},
-                  "tickformat": ",.0f", "thickness": 14},
+                  "tickformat": ",~f", "thickness": 14},
         hovertemplate="q = (%{x:.0f}, %{y:.0f}) GeV: %{z:.1f} GeV<extra></extra>",
         name="larger transverse mass", showlegend=False,
     )  # fmt: skip
+
+
+def _round_step(least: float) -> float:
+    """Returns the next number of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= least)
 
 
 def _balance(splitting: Splitting) -> go.Contour:

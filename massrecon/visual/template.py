@@ -8,10 +8,16 @@ needs a network connection in JupyterLab.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseTraceType
 
 from massrecon.events.card import ProcessCard
+
+Trace = BaseTraceType | dict[str, Any]
+"""A trace of a figure, or its entries with its ``type``."""
 
 BLACK = "#000000"
 GREY = "#7F7F7F"
@@ -56,6 +62,7 @@ _AXIS = {
     "showgrid": False,
     "zeroline": False,
     "minor": {"ticks": "inside", "ticklen": 3, "tickcolor": BLACK},
+    "ticklabeloverflow": "allow",  # to look for labels that stick out takes a sixth of the drawing
     "title": {"standoff": 8},
 }
 
@@ -84,6 +91,23 @@ _UNICODE_DIGITS = {
     "sub": str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"),
     "sup": str.maketrans("0123456789+-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"),
 }
+
+
+def drawing(
+    traces: Sequence[Trace], layout: Mapping[str, Any], caption: str, height: int
+) -> go.Figure:
+    """Makes a figure in the house style at once: what a slider moves is made many times.
+
+    To add the style to a figure that is there, as `finish` does, takes twice as long.
+
+    Args:
+        traces: Traces, or plain dictionaries of them, whose entries are checked once and not twice.
+        layout: What its layout has beside the style.
+        caption: The one-line caption, which is kept in ``layout.meta["caption"]``.
+        height: Height [pixels].
+    """
+    style = {"template": TEMPLATE, "height": height, "meta": {"caption": caption}}
+    return go.Figure(list(traces), {**layout, **style})
 
 
 def finish(figure: go.Figure, caption: str, height: int) -> go.Figure:

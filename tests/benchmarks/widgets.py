@@ -5,13 +5,15 @@
     python tests/benchmarks/widgets.py
 
 Prints the median and the slowest of some moves of each explorer that opens on what comes with
-massrecon. Needs chromium and an idle machine. ``--record`` writes ``results/widgets.json``.
+massrecon, and when the last of its figures has changed. Needs chromium and an idle machine.
+``--record`` writes ``results/widgets.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -46,10 +48,14 @@ _WATCH = """() => {
   window.answered = new Promise((resolve) => {
     document.addEventListener('keydown', () => {
       const started = performance.now();
+      let first, last = 0, old = before;
       const look = () => {
-        const now = performance.now() - started;
-        if (figures() !== before || now > 20000) resolve(now);
-        else requestAnimationFrame(look);
+        const present = figures(), now = performance.now() - started;
+        if (present !== old) [first, last, old] = [first ?? now, now, present];
+        if (now > 20000) resolve([first ?? now, last || now]);
+        else if (first === undefined) requestAnimationFrame(look);
+        else if (now - last > 700) resolve([first, last]);
+        else setTimeout(look, 20);
       };
       look();
     }, { once: true, capture: true });
@@ -60,13 +66,13 @@ _SETTLE = 1.0  # [s] between moves
 _WAIT = 300_000  # [ms] for what an explorer prepares beside the notebook
 
 
-def moves(page: Watched, label: str, number: int) -> list[float]:
-    """Moves a slider to and fro, and returns how long each answer took [ms]."""
+def moves(page: Watched, label: str, number: int) -> list[tuple[float, float]]:
+    """Moves a slider to and fro, and returns when the first and the last figure changed [ms]."""
     found = []
     for k in range(number):
         page.page.evaluate(_WATCH)
         page.press(label, "ArrowRight" if k % 4 < 2 else "ArrowLeft")
-        found.append(page.page.evaluate("() => window.answered"))
+        found.append(tuple(page.page.evaluate("() => window.answered")))
         time.sleep(_SETTLE)
     return found
 
@@ -78,9 +84,10 @@ def measured(notebook: str, label: str, url: str, folder: Path, number: int) -> 
         bar = page.page.get_by_role("button", name="Stop").first
         if bar.count():
             bar.wait_for(state="hidden", timeout=_WAIT)
-        times = moves(page, label, number)
+        first, last = zip(*moves(page, label, number), strict=True)
         page.end_kernels()
-    return {"slider": label, "median_ms": statistics.median(times), "slowest_ms": max(times)}
+    return {"slider": label, "median_ms": statistics.median(first), "slowest_ms": max(first),
+            "all_figures_ms": statistics.median(last), "load": os.getloadavg()[0]}  # fmt: skip
 
 
 def main() -> None:
@@ -102,7 +109,9 @@ def main() -> None:
                 found[notebook] = measured(notebook, label, url, own, arguments.moves)
                 one = found[notebook]
                 print(f"{notebook:20s} {one['slider']:14s} median {one['median_ms']:6.0f} ms, "
-                      f"slowest {one['slowest_ms']:6.0f} ms")  # fmt: skip
+                      f"slowest {one['slowest_ms']:6.0f} ms, "
+                      f"all figures {one['all_figures_ms']:6.0f} ms, load {one['load']:.1f}",
+                      flush=True)  # fmt: skip
                 row(f"answer of {notebook} to its slider", one["median_ms"] / AT_ONCE,
                     f"{AT_ONCE:.0f} ms, the aim", unit="time on the clock",
                     note=f"slowest of {arguments.moves}: {one['slowest_ms']:.0f} ms")  # fmt: skip

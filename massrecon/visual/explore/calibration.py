@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from massrecon.inference.posterior import Posterior, mass_targets
 from massrecon.inference.recalibration import DEGREE, ConditionalPIT, Temperature
 from massrecon.inference.statistics import clusters
 from massrecon.visual.calibration import coverage_curves, rank_histograms
-from massrecon.visual.explore.exploration import Exploration
+from massrecon.visual.explore.exploration import Exploration, Later
 from massrecon.visual.explore.sources import SAMPLE, Tell, mass_draws, mass_table
 from massrecon.visual.template import plain
 
@@ -82,38 +83,30 @@ def explore_calibration(
     Raises:
         InputError: If an argument is out of range, or there are too few mass points.
     """
+    _check(test, method, sharpen)
+    if method == "temperature":
+        made = _tempered(model, events, sharpen, recalibrated, n_samples, seed, tell)
+    else:
+        made = _bent(model, events, sharpen, recalibrated, degree, n_samples, seed, tell)
+    reports = {name: calibration_report(own, seed) for name, own in made.posteriors.items()}
+    symbols = dict(zip(reports["before"].mass_names, reports["before"].symbols, strict=True))
+    data = {"model": model, "sharpen": sharpen, "method": method, **_results(made, reports)}
+    ranks = {
+        f"Ranks of the truth, {name} recalibration": partial(rank_histograms, own.ranks, symbols)
+        for name, own in reports.items()
+    }
+    figure = coverage_curves(_curves(reports, test, symbols))
+    reading = _reading(data, symbols)
+    return Exploration(figure=figure, data=data, reading=reading, panels=Later(ranks))
+
+
+def _check(test: str, method: str, sharpen: float) -> None:
     if test not in TESTS.values():
         raise unknown_name("test", test, TESTS.values())
     if method not in METHODS.values():
         raise unknown_name("method", method, METHODS.values())
     if not 0.1 <= sharpen <= 10:
         raise InputError(f"'sharpen' should be from 0.1 to 10, got {sharpen}.")
-    if method == "temperature":
-        made = _tempered(model, events, sharpen, recalibrated, n_samples, seed, tell)
-    else:
-        made = _bent(model, events, sharpen, recalibrated, degree, n_samples, seed, tell)
-    posteriors = made.posteriors
-    reports = {name: calibration_report(own, seed) for name, own in posteriors.items()}
-    symbols = dict(zip(reports["before"].mass_names, reports["before"].symbols, strict=True))
-    data = {
-        "model": model,
-        "sharpen": sharpen,
-        "method": method,
-        "n_fitted": made.n_fitted,
-        "n_tested": len(posteriors["before"]),
-        "temperature": made.temperature,
-        **{name: _numbers(report) for name, report in reports.items()},
-    }
-    panels = {
-        f"Ranks of the truth, {name} recalibration": rank_histograms(report.ranks, symbols)
-        for name, report in reports.items()
-    }
-    return Exploration(
-        figure=coverage_curves(_curves(reports, test, symbols)),
-        data=data,
-        reading=_reading(data, symbols),
-        panels=panels,
-    )
 
 
 def sharpened(posterior: Posterior, factor: float) -> Posterior:
@@ -257,6 +250,15 @@ def _curves(
         for name, curve in of_mass.items():
             found[f"<i>m</i>({symbols[name]}), {when}"] = curve
     return found
+
+
+def _results(made: _Made, reports: Mapping[str, CalibrationReport]) -> dict[str, Any]:
+    return {
+        "n_fitted": made.n_fitted,
+        "n_tested": len(made.posteriors["before"]),
+        "temperature": made.temperature,
+        **{name: _numbers(report) for name, report in reports.items()},
+    }
 
 
 def _numbers(report: CalibrationReport) -> dict[str, Any]:

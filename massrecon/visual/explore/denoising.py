@@ -170,6 +170,7 @@ def _reading(data: dict[str, Any], names: Sequence[str], family: str, way: Traje
             f"{name}: {target['mean_GeV'][step]:.0f} ± {target['spread_GeV'][step]:.0f} GeV "
             f"(at the end {target['mean_GeV'][-1]:.0f} ± {target['spread_GeV'][-1]:.0f}{true})."
         )
+    parts = [part.replace("-", "−") for part in parts]
     if not bool(way.carried.all()):
         parts.append(f"'{family}' draws the masses first, directly; its momenta are denoised.")
     return " ".join(parts)

@@ -81,18 +81,12 @@ def explore_mass_point(
         found = {n: _of_stored(n, store, rows, tell) for n in names.values()}
     estimates = {name: _estimates(m, width, seed) for name, m in found.items()}
     data = {
-        "masses_asked_GeV": list(asked),
-        "true_masses_GeV": truth,
-        "distance_GeV": math.dist(truth, asked),
-        "n_events": n_events,
-        "simulated": fresh,
+        "masses_asked_GeV": list(asked), "true_masses_GeV": truth,
+        "distance_GeV": math.dist(truth, asked), "n_events": n_events, "simulated": fresh,
         "models": {name: _numbers(m, estimates[name], truth) for name, m in found.items()},
-    }
-    return Exploration(
-        figure=regions_compared(found, estimates, truth, whole),
-        data=data,
-        reading=_reading(found, data),
-    )
+    }  # fmt: skip
+    figure = regions_compared(found, estimates, truth, whole)
+    return Exploration(figure=figure, data=data, reading=_reading(found, data))
 
 
 def fresh_events(

@@ -1,4 +1,15 @@
-"""Ten events: they arrive one by one, and the region of the masses shrinks."""
+"""Ten events: they arrive one by one, and the region of the masses shrinks.
+
+Without a luminosity, signal events are stored ones of the nearest mass point. Every event is
+background with a given probability, whatever a real selection and luminosity would make of it; the
+background that comes with massrecon is tt̄h with h → γγ behind the same selection. The measurement
+does not know which is which: it takes a share of the events, `outliers`, to tell nothing.
+
+With a luminosity, events of exactly these masses are simulated, a Poisson number with the mean
+cross-section times branching fraction times acceptance times luminosity; and as many background
+events as it brings, if they are asked for. The measurement then knows how many of both to expect
+(the background to 30 %), and from boosted trees how much each event looks like it.
+"""
 
 from __future__ import annotations
 
@@ -87,16 +98,7 @@ def explore_ten_events(
 ) -> Exploration:
     """Measures the masses after each of some events, which may be signal or background.
 
-    Without a luminosity, signal events are stored ones of the nearest mass point. Every event is
-    background with a given probability, whatever a real selection and luminosity would make of it;
-    the background that comes with massrecon is tt̄h with h → γγ behind the same selection. The
-    measurement does not know which is which: it takes a share of the events, `outliers`, to tell
-    nothing.
-
-    With a luminosity, events of exactly these masses are simulated, a Poisson number with the mean
-    cross-section times branching fraction times acceptance times luminosity; and as many background
-    events as it brings, if they are asked for. The measurement then knows how many of both to
-    expect (the background to 30 %), and from boosted trees how much each event looks like it.
+    Stored events arrive, or what a luminosity brings, with or without its background.
 
     Args:
         model: Name of a model, folder of a trained one, or ``mixture`` for the kinematic mixture.
@@ -128,15 +130,18 @@ def explore_ten_events(
     else:
         _check(n_events, arrived, background)
         run = _run(model, masses, n_events, background, outliers, stores, seed, tell)
-    total = len(run.background)
-    _check(total, arrived, background)
-    n = total if arrived == ALL else arrived
+    _check(len(run.background), arrived, background)
+    return _shown(run, len(run.background) if arrived == ALL else arrived, whole, tell)
+
+
+def _shown(run: _Run, n: int, whole: bool, tell: Tell | None) -> Exploration:
+    """Shows what the first n events of a sequence say, and the last of them."""
     arrivals = _arrivals(run, tell)
     now, newest = _measured(run, 0, n), _measured(run, n - 1, n)
     before = _measured(run, 0, n - 1) if n > 1 else None
     data = _numbers(run, now, n, arrivals)
     figure = arriving_region(now, newest, before, arrivals, run.truth, _ranges(run, whole))
-    return Exploration(figure=figure, data=data, reading=_reading(now, data, outliers))
+    return Exploration(figure=figure, data=data, reading=_reading(now, data, run.outliers))
 
 
 def events_to_do(arguments: Mapping[str, Any]) -> int:

@@ -312,11 +312,13 @@ def _distributions(measured: Sequence[Measured], one: dict[str, Any]) -> go.Figu
     for m in measured:
         value = one[f"{m.variable}_GeV"]
         if value is not None:
-            dash, height = ("dash", 0.98) if m.variable == "MT2" else ("dot", 0.9)
-            figure.add_vline(value, line={"color": GREY, "dash": dash, "width": 1.5})
+            # M2CC is never below MT2: each label on its own side
+            left = m.variable == "MT2"
+            line = {"color": GREY, "dash": "dash" if left else "dot", "width": 1.5}
+            figure.add_vline(value, line=line)
             figure.add_annotation(
-                text=f"event: {SYMBOLS[m.variable]}", x=value, y=height, yref="paper",
-                showarrow=False, xanchor="right", font_size=12,
+                text=f"event: {SYMBOLS[m.variable]}", x=value, y=0.98, yref="paper", font_size=12,
+                showarrow=False, xanchor="right" if left else "left", xshift=-4 if left else 4,
             )  # fmt: skip
     return figure
 

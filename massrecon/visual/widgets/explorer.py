@@ -16,6 +16,7 @@ import json
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -187,9 +188,9 @@ class Explorer(widgets.VBox):
         self.made_with = dict(self._asked) if in_work else self.arguments()
         self.found, self.failed = found, ""
         self._status.value = self._still() if self.made_with != self.arguments() else ""
-        for title, figure in self._place_figures({"": found.figure, **found.panels}):
-            self.figure_made(title, figure)
         self._reading.value = f"<p>{html.escape(found.reading)}</p>"
+        for title, figure in self._place_figures(found):
+            self.figure_made(title, figure)
         self._write_recipe()
 
     def fail(self, message: str) -> None:
@@ -292,8 +293,9 @@ class Explorer(widgets.VBox):
         self._fit = Fit()
         self._reading = widgets.HTML().add_class("massrecon-reading")
         self._status = widgets.HTML().add_class("massrecon-status")
-        self._progress = widgets.FloatProgress(min=0.0, max=1.0, layout=WIDE)
-        self._stage = widgets.Label()
+        room = widgets.Layout(flex="1 1 0", width="auto", min_width="6em")
+        self._progress = widgets.FloatProgress(min=0.0, max=1.0, layout=room)
+        self._stage = widgets.Label(layout=widgets.Layout(flex="0 0 auto"))  # never cut off
         stop = widgets.Button(description="Stop", icon="stop", tooltip="End this work")
         stop.on_click(lambda _: self.stop())
         self._bar = widgets.HBox([stop, self._progress, self._stage])
@@ -367,11 +369,14 @@ class Explorer(widgets.VBox):
             raise Cancelled
         self._progress.value, self._stage.value = share, stage
 
-    def _place_figures(self, figures: Mapping[str, go.Figure]) -> list[tuple[str, go.FigureWidget]]:
-        """Shows figures in their places, the first in the first; returns those that are new."""
+    def _place_figures(self, found: Exploration) -> list[tuple[str, go.FigureWidget]]:
+        """Shows figures in their places, the first in the first; returns those that are new.
+
+        Each is shown before the next is asked for, which may be made only then.
+        """
         slots, before, fresh = {}, list(self._slots.values()), []
         children: list[widgets.Widget] = []
-        for i, (title, figure) in enumerate(figures.items()):
+        for i, (title, figure) in enumerate(chain([("", found.figure)], found.panels.items())):
             slot = before[i] if i < len(before) else FigureSlot(figure, self._fitted)
             if i >= len(before) or slot.show(figure):
                 fresh.append((title, slot.shown))

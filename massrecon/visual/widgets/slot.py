@@ -188,7 +188,8 @@ def _changes(old: Any, new: Any) -> dict[str, Any]:
 def _same(one: Any, other: Any) -> bool:
     """Compares entries that may be arrays, or hold some."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return np.array_equal(np.asarray(one), np.asarray(other))
+        a, b = np.asarray(one), np.asarray(other)
+        return np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
     return type(one) is type(other) and one == other
