@@ -25,10 +25,13 @@ def test_selection_keeps_all_parts_of_an_event_together(toy_events: ToyEvents) -
         assert events.partons is not None
         assert torch.equal(chosen.partons, events.partons[rows])
     assert len(events[-1]) == 1
+    for one in (np.int64(3), np.array(3), torch.tensor(3)):
+        assert torch.equal(events[one].p4, events.p4[3:4])
     assert len(events[events.ptmiss[:, 0] > 1e9]) == 0
     assert len(events[10:20]) == 10
-    with pytest.raises(IndexError, match="Event 50 is out of range: there are 50 events"):
-        events[50]
+    for beyond in (50, np.int64(50)):
+        with pytest.raises(IndexError, match="Event 50 is out of range: there are 50 events"):
+            events[beyond]
 
 
 def test_targets_are_the_rows_named_by_the_card(toy_events: ToyEvents) -> None:

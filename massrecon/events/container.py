@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from massrecon.events.checks import refuse_unphysical
 from massrecon.events.columns import VARIATION
 from massrecon.events.history import join_provenance
 
-Index = int | slice | Tensor | np.ndarray | Sequence[int]
+Index = int | np.integer | slice | Tensor | np.ndarray | Sequence[int]
 """What selects events: an integer keeps a sample of one event."""
 
 
@@ -35,7 +36,8 @@ def event_rows(index: Index, n_events: int) -> slice | Tensor:
     Raises:
         IndexError: If an integer is out of range.
     """
-    if isinstance(index, int):
+    if isinstance(index, Integral) or (isinstance(index, Tensor | np.ndarray) and index.ndim == 0):
+        index = int(index)
         if not -n_events <= index < n_events:
             raise IndexError(f"Event {index} is out of range: there are {n_events} events.")
         index = [index]
@@ -222,16 +224,19 @@ class Events:
             InputError: If the fractions do not add up to one, or there are fewer mass points than
                 samples.
         """
-        if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+        if len(fractions) == 0 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
             raise InputError(f"'fractions' should be positive and add up to 1, got {fractions}.")
         if by not in ("masses", "events"):
             raise InputError(f"'by' should be 'masses' or 'events', got '{by}'.")
         group = self._mass_points() if by == "masses" else torch.arange(len(self))
         n_groups = int(group.max()) + 1 if len(group) else 0
         if n_groups < len(fractions):
+            whole, way_out = (
+                ("mass points", ", or use by='events'") if by == "masses" else ("events", "")
+            )
             raise InputError(
-                f"Cannot split {n_groups} {'mass points' if by == 'masses' else 'events'} into "
-                f"{len(fractions)} samples: simulate more, or use by='events'."
+                f"Cannot split {n_groups} {whole} into {len(fractions)} samples: simulate more"
+                f"{way_out}."
             )
         order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
         share = order.argsort()[group]
@@ -272,8 +277,8 @@ class Events:
         """Checks the values once, where data enters, and returns the events.
 
         Raises:
-            InputError: If an object is not finite, has negative energy or has |p| > E, or if
-                ptmiss, a weight or the truth is not finite; with the count and the first index.
+            InputError: If an object is not finite, has negative or no energy or has |p| > E, or if
+                ptmiss, a weight or the truth is not finite; with the count and the first event.
         """
         refuse_unphysical(self.card, self.to_arrays())
         return self
@@ -327,7 +332,7 @@ class Events:
         named |= {VARIATION + name: tensor for name, tensor in self.variations.items()}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def _map(self, transform: Any) -> Events:
+    def _map(self, transform: Callable[[Tensor], Tensor]) -> Events:
         return self._with({k: transform(t) for k, t in self._tensors().items()}, self.provenance)
 
     def _with(self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> Events:
