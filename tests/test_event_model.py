@@ -236,6 +236,8 @@ def test_untrained_models_say_so(card: ProcessCard, events: Events) -> None:
         model.fit_scaling(bare)
     with pytest.raises(InputError, match="'target_noise' should be in"):
         tiny("flow", card, target_noise=1.5)
+    with pytest.raises(InputError, match="Training needs events: the sample is empty"):
+        model.fit_scaling(events[:0])
     with pytest.raises(InputError, match="'dim' should be a multiple of 'heads', got 18 and 4"):
         create_model("flow", card, "small", dim=18)
 

@@ -134,3 +134,5 @@ def test_triangle_is_the_cholesky_factor() -> None:
         found = triangle_of(correlation[:, rows, columns], n)
         assert peak_width(n) == 1 + 2 * n + found.shape[1]
         torch.testing.assert_close(found, wanted[:, rows, columns], rtol=1e-3, atol=1e-3)
+    # where the correlations are, also off the processor
+    assert triangle_of(torch.zeros(2, 6, device="meta"), 4).device.type == "meta"

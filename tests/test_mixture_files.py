@@ -85,5 +85,11 @@ def test_files_that_are_no_mixture_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(StoreError, match="does not fit this decay in extra"):
         load_mixture(path)
-    with pytest.raises(InputError, match="Unknown fit of 'wino_udd' 'moon'"):
+    content["options"]["depth"] = 3
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(StoreError, match="options that this massrecon does not know"):
+        load_mixture(path)
+    with pytest.raises(InputError, match="Unknown fit of 'wino_udd' 'moon': choose from .*plane"):
         mixture_for(load_card("wino_udd"), "moon")
+    with pytest.raises(InputError, match="No fit of 'wino_lle' comes with massrecon, got 'plane'"):
+        mixture_for("wino_lle", "plane")

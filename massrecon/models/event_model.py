@@ -121,11 +121,16 @@ class EventModel(MassModel):
         """Sets the scaling of inputs and targets from training events, and builds the head.
 
         Inputs are scaled by what a part of the events, evenly chosen, has.
+
+        Raises:
+            InputError: If there are no events, they carry no truth, or no target varies.
         """
         events = events.to("cpu")
         truth = self.true_targets(events)
         if truth is None:
             raise InputError("Training needs events with truth: use simulated events.")
+        if len(events) == 0:
+            raise InputError("Training needs events: the sample is empty.")
         targets = self.into_frame(truth, events).float()
         device = self.device
         self.cpu()

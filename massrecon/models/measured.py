@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class Measured:
     mass: Tensor
     ptmiss: Tensor
     extras: Tensor
+
+    def cpu(self) -> Measured:
+        """Moves everything to the processor."""
+        return Measured(*(getattr(self, field.name).cpu() for field in fields(self)))
 
 
 def momenta(seen: Measured, present: Tensor, flavour: Tensor) -> Tensor:

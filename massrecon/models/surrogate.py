@@ -31,6 +31,7 @@ from massrecon.models.base import MassModel, Prepared, read_header, read_weights
 from massrecon.models.blocks import blocks_with_context
 from massrecon.models.content import ContentModel
 from massrecon.models.diffusion import DiffusionConfig, DiffusionHead
+from massrecon.models.event_model import weighted_mean
 from massrecon.models.event_space import EventSpace
 from massrecon.models.features import Scaling
 from massrecon.models.flow import FlowConfig, FlowHead
@@ -215,7 +216,7 @@ class Surrogate(MassModel):
         classes = self.content.classes(batch["codes"])
         content = self.content.loss(classes, self._context(batch["condition"]))
         losses = content + (head.loss if train else head.score)(x, context, generator)
-        return (losses * batch["weight"]).sum() / batch["weight"].sum()
+        return weighted_mean(losses, batch["weight"])
 
     def loss_prepared(self, batch: Prepared, generator: torch.Generator) -> Tensor:
         """Computes the loss of content and kinematics, averaged with the weights of the events."""
@@ -324,7 +325,8 @@ class Surrogate(MassModel):
         parts = []
         for rows in numbers.split(batch_size) if len(numbers) else [numbers]:
             first = sum(len(good) for _, good in parts)
-            draws = Draws(seed, rows.to(self.device), torch.zeros(1, dtype=torch.int64).to(rows))
+            first_draw = torch.zeros(1, dtype=torch.int64, device=self.device)
+            draws = Draws(seed, rows.to(self.device), first_draw)
             parts.append(self._block(truth[first : first + len(rows)], draws, steps, chosen))
         events, good = zip(*parts, strict=True)
         return Events.concat(list(events)), torch.cat(good)
@@ -338,14 +340,14 @@ class Surrogate(MassModel):
         context = self._context(condition.flatten(1).float().to(self.device))
         classes = self.content.draw(context, draws)
         context = torch.cat([context, self.content.one_hot(classes)], dim=1)
-        present, attributes = self.content.unpack(classes.cpu())
+        present, attributes = self.content.unpack(classes)
         head = self.trained_head
         if isinstance(head, AutoregressiveHead):  # what is not there costs nothing
-            there = self.space.there(present).to(self.device)
-            x = head.draw_where(there, context, draws)[0].cpu()
+            x = head.draw_where(self.space.there(present), context, draws)[0]
         else:
-            x = head._draw(context, draws, steps, solver)[0].cpu()
-        seen = self.space.decode(x, axis)
+            x = head._draw(context, draws, steps, solver)[0]
+        seen = self.space.decode(x, axis.to(x.device)).cpu()
+        present, attributes = present.cpu(), {n: values.cpu() for n, values in attributes.items()}
         good = self.space.accepted(seen, present) & content_accepted(self.card, present, attributes)
         origin = {"surrogate": {"family": self.config.family, "seed": draws.seed}}
         return assembled(self.space, seen, present, attributes, truth, origin), good

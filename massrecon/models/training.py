@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from tqdm import tqdm
 
-from massrecon.errors import InputError, ModelError, TrainingStopped
+from massrecon.errors import ModelError, TrainingStopped
 from massrecon.events.container import Events
 from massrecon.events.stream import EventStream
 from massrecon.models.base import MassModel, Prepared
@@ -59,7 +59,13 @@ from massrecon.models.supplies import (
     taken_over,
     training_data,
 )
-from massrecon.models.validation import Check, Metric, validate_once
+from massrecon.models.validation import (
+    Check,
+    Metric,
+    examined,
+    refuse_no_events,
+    validate_once,
+)
 
 __all__ = ["Metric", "TrainingConfig", "TrainingHistory", "train"]
 
@@ -95,8 +101,7 @@ def train(
         ModelError: If the checkpoint belongs to another training, or the loss is not finite.
         TrainingStopped: If the training was asked to stop; the same call goes on.
     """
-    if len(train_events) == 0 or len(validation_events) == 0:
-        raise InputError("Training needs events for training and for validation: one is empty.")
+    refuse_no_events(train_events, validation_events)
     device = chosen_device(config.accelerator)
     check_compilation(config.compile, device)
     check_processes(config.processes, device, min(len(train_events), len(validation_events)))
@@ -105,8 +110,7 @@ def train(
     validation = prepared_with_truth(model, validation_events)
     identity = identity_of(model, config, fingerprint, fingerprint_of(validation))
     state = TrainingState.load(folder, identity) or TrainingState(identity=identity)
-    examined = validation_events[:: math.ceil(len(validation_events) / config.metric_events)]
-    check = Check(validation, examined, metrics or {})
+    check = Check(validation, examined(validation_events, config), metrics or {})
     if not state.finished:
         with supplies_folder(folder, identity) as supplies:
             if isinstance(data, EventStream):
@@ -117,7 +121,14 @@ def train(
                 raise _stopped(state, folder)
     model.load_state_dict(state.best_weights)
     model.cpu().eval()
-    history = TrainingHistory(
+    history = _history(state, config, fingerprint)
+    if folder is not None:
+        history.save(folder / HISTORY_FILE)
+    return history
+
+
+def _history(state: TrainingState, config: TrainingConfig, fingerprint: str) -> TrainingHistory:
+    return TrainingHistory(
         records=state.records,
         total_steps=state.plan.total_steps,
         best_step=state.best_step,
@@ -125,9 +136,6 @@ def train(
         data_fingerprint=fingerprint,
         config=dataclasses.asdict(config),
     )
-    if folder is not None:
-        history.save(folder / HISTORY_FILE)
-    return history
 
 
 def _stopped(state: TrainingState, folder: Path | None) -> TrainingStopped:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from massrecon.errors import InputError, ModelError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
-from massrecon.models.base import MassModel, Prepared
+from massrecon.models.base import Prepared
 from massrecon.models.checkpoint import fingerprint_of
 from massrecon.models.event_encoder import EventReader
 from massrecon.models.event_model import EventModel, TargetConfig
@@ -46,6 +46,7 @@ from massrecon.models.head import Head
 from massrecon.models.likelihood import normal_log_prob
 from massrecon.models.noise import Draws
 from massrecon.models.recipe import TrainingConfig, TrainingHistory
+from massrecon.models.validation import Metric, examined, refuse_no_events
 
 _ARRAYS = (
     *("feature", "threshold", "left", "right", "start", "count", "members"),
@@ -403,13 +404,14 @@ def grow_forest(
     train_events: Events,
     validation_events: Events,
     config: TrainingConfig,
-    metrics: Mapping[str, Callable[[MassModel, Events], float]],
+    metrics: Mapping[str, Metric],
 ) -> TrainingHistory:
     """Trains a forest in place, all trees at once; of the recipe only the seed counts.
 
     Raises:
         InputError: If there are no events, or they carry no truth.
     """
+    refuse_no_events(train_events, validation_events)
     started = time.monotonic()
     model.fit_scaling(train_events)
     data, validation = model.prepare(train_events), model.prepare(validation_events)
@@ -421,7 +423,7 @@ def grow_forest(
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         losses = [float(model.validation_loss_prepared(d, generator)) for d in (data, validation)]
-    examined = validation_events[:: math.ceil(len(validation_events) / config.metric_events)]
+    looked_at = examined(validation_events, config)
     record = {
         "step": 1,
         "epoch": 1.0,
@@ -429,7 +431,7 @@ def grow_forest(
         "train_loss": losses[0],
         "validation_loss": losses[1],
         "learning_rate": 0.0,
-        "metrics": {name: metric(model, examined) for name, metric in metrics.items()},
+        "metrics": {name: metric(model, looked_at) for name, metric in metrics.items()},
     }
     return TrainingHistory(
         records=[record],

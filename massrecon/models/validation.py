@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from massrecon.errors import InputError
 from massrecon.events.container import Events
 from massrecon.models.base import MassModel, Prepared
 from massrecon.models.batches import Chunks
@@ -16,6 +18,21 @@ from massrecon.models.recipe import TrainingConfig
 
 Metric = Callable[[MassModel, Events], float]
 """A figure of merit to follow during the training."""
+
+
+def refuse_no_events(train: Sized, validation: Sized) -> None:
+    """Refuses to train or to validate on nothing.
+
+    Raises:
+        InputError: If there are no events for one of the two.
+    """
+    if len(train) == 0 or len(validation) == 0:
+        raise InputError("Training needs events for training and for validation: one is empty.")
+
+
+def examined(events: Events, config: TrainingConfig) -> Events:
+    """Chooses about as many events as the metrics look at, evenly over a sample."""
+    return events[:: math.ceil(len(events) / config.metric_events)]
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,10 @@ def triangle_of(correlations: Tensor, n_masses: int) -> Tensor:
             for own, other in zip(row, rows[j], strict=False):
                 value = value - own * other
             row.append(value / rows[j][j])
-        left = 1 - sum(value**2 for value in row) if row else torch.ones(correlations.shape[:-1])
-        row.append(torch.as_tensor(left).clamp_min(0.01).sqrt())
+        left = correlations.new_ones(correlations.shape[:-1])
+        for value in row:
+            left = left - value**2
+        row.append(left.clamp_min(0.01).sqrt())
         rows.append(row)
     below = [value for row in rows for value in row[:-1]]
     return torch.stack(below, dim=-1) if below else correlations

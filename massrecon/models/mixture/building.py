@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from massrecon.errors import InputError, unknown_name
+from massrecon.errors import InputError, StoreError, unknown_name
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.kinematics.legs import DecayLegs
 from massrecon.kinematics.mixture import KinematicMixture
@@ -113,8 +113,7 @@ def mixture_for(
     card = load_card(card) if isinstance(card, str) else card
     content = shipped_for(card.name, masses) if fitted or isinstance(masses, str) else None
     if isinstance(masses, str) and content is None:
-        names = [n.removeprefix(f"{card.name}_") for n in shipped_mixtures() if card.name in n]
-        raise unknown_name(f"fit of '{card.name}'", masses, names)
+        raise _no_fit(card.name, masses)
     if content is not None and (masses is None or isinstance(masses, str)):
         masses = masses_of(content)
     ranges = _ranges(card, cast(Masses | None, masses))
@@ -126,6 +125,18 @@ def mixture_for(
     return mixture
 
 
+def _no_fit(card: str, name: str) -> InputError:
+    """Builds the error for a fit of a card that does not come with massrecon."""
+    contents = [read_mixture(path) for path in shipped_mixtures().values()]
+    names = [c["name"].removeprefix(f"{card}_") for c in contents if c["card"] == card]
+    if names:
+        return unknown_name(f"fit of '{card}'", name, names)
+    return InputError(
+        f"No fit of '{card}' comes with massrecon, got '{name}': give an interval for each unknown "
+        "mass, or fit one with fit_mixture."
+    )
+
+
 def load_mixture(path: str | Path, card: ProcessCard | None = None) -> KinematicMixture:
     """Loads a mixture that `save_mixture` saved.
 
@@ -135,6 +146,7 @@ def load_mixture(path: str | Path, card: ProcessCard | None = None) -> Kinematic
 
     Raises:
         StoreError: If the file cannot be read or does not fit the card.
+        InputError: If there is no card of the name in the file.
     """
     content = read_mixture(path)
     return mixture_from(content, card or load_card(content["card"]), str(path))
@@ -147,7 +159,14 @@ def mixture_from(content: Mapping[str, Any], card: ProcessCard, path: str) -> Ki
         StoreError: If it does not fit the card; the message names `path`.
     """
     ranges = _ranges(card, masses_of(content))
-    mixture = _build(card, ranges, response_of(card), options_of(content))
+    try:
+        options = options_of(content)
+    except TypeError as error:
+        raise StoreError(
+            f"'{path}' has options that this massrecon does not know ({error}): fit the mixture "
+            "again."
+        ) from error
+    mixture = _build(card, ranges, response_of(card), options)
     put_parameters(mixture, content, path)
     return mixture
 
@@ -155,10 +174,8 @@ def mixture_from(content: Mapping[str, Any], card: ProcessCard, path: str) -> Ki
 def _put(mixture: KinematicMixture, content: dict[str, Any], whole: bool) -> None:
     """Puts shipped parameters in; the outlier stays that of the region if the region is another."""
     if not whole:
-        own = {n: p.tolist() for n, p in mixture.named_parameters() if n.startswith("outlier.")}
-        own = {
-            n: values for n, values in own.items() if n in ("outlier.centre", "outlier.log_width")
-        }
+        of_region = ("outlier.centre", "outlier.log_width")
+        own = {n: p.tolist() for n, p in mixture.named_parameters() if n in of_region}
         content = {**content, "parameters": {**content["parameters"], **own}}
     put_parameters(mixture, content, content["name"])
 
