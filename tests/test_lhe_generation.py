@@ -184,7 +184,7 @@ def test_alternative_weights_and_decays_of_new_particles_are_kept(tmp_path: Path
 def test_showers_that_are_not_of_the_file_are_an_error(
     lhe: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("massrecon.events.pythia._switches_on", lambda _: False)
+    monkeypatch.setattr("massrecon.events.pythia.switches_on_process", lambda _: False)
     settings = {"lhe": lhe[0], "pythia": ["WeakSingleBoson:ffbar2gmZ = on"]}
     request = Request.of(CARD, None, 1, settings)
     assert request.lhe is not None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
 from massrecon.errors import GenerationError
 from massrecon.events.card import ProcessCard, load_card
-from massrecon.events.pythia import Collider, _switches_on
+from massrecon.events.pythia import Collider, switches_on_process
 from massrecon.events.trials import Trials, cross_section
 from massrecon.events.truth import match_partons
 
@@ -149,7 +151,25 @@ def test_biased_collisions_carry_the_weights_that_undo_the_bias() -> None:
 
 
 def test_settings_of_pythias_own_processes_are_told_from_others() -> None:
-    for line in ("SUSY:qqbar2chi+-chi0 = on", "Top:gg2ttbar=on", "weakzzz:all = on"):
-        assert _switches_on(line) == ("zzz" not in line)
-    for line in ("SUSY:idVecA = 1000024", "24:onIfAny = 11 13", "Top:gg2ttbar = off"):
-        assert not _switches_on(line)
+    for line in (
+        "SUSY:qqbar2chi+-chi0 = on", "Top:gg2ttbar=on", "top:qq2tq(t:W) yes", "HardQCD:3parton = 1",
+        "SoftQCD:elastic = on", "DM:gg2S2XX = true ! dark", "Top:all = on  # all of them",
+        "Charmonium:gg2ccbar(3S1)[3S1(1)]g = off,on", "ExtraDimensionsG*:all = on",
+    ):  # fmt: skip
+        assert switches_on_process(line), line
+    for line in (
+        "SUSY:idVecA = 1000024", "24:onIfAny = 11 13", "Top:gg2ttbar = off", "weakzzz:all = on",
+        "HiddenValley:FSR = on", "HiddenValley:Ngauge = 1", "OniaShower:all = on",
+        "HiggsSM:NLOWidths = on", "Top:all = off ! not on", "LowEnergyQCD:useSummedResonances = on",
+    ):  # fmt: skip
+        assert not switches_on_process(line), line
+
+
+def test_every_process_of_pythia_is_known_as_one() -> None:
+    settings = pytest.importorskip("pythia8mc").Pythia("", False).settings
+    found = [flag.name for _, flag in settings.getFlagMap("2").items() if ":" in flag.name]
+    named = [name for name in found if re.search(r":[a-z0-9]+2[a-zA-Z]", name)]
+    assert len(named) > 200
+    missed = [name for name in named if not switches_on_process(f"{name} = on")]
+    groups = {name.partition(":")[0] for name in missed}
+    assert groups <= {"HIPDF", "PDF", "PhaseSpace", "Zprime"}, missed

@@ -32,14 +32,22 @@ _CLEARING = (
     "Stat:showErrors = off",
     "Stat:reset = on",
 )
-_PROCESS_SWITCH = re.compile(
-    r"\s*(HardQCD|SoftQCD|LowEnergyQCD|PromptPhoton|Weak(BosonExchange|SingleBoson|DoubleBoson|"
-    r"BosonAndParton)|Photon(Collision|Parton)|Charmonium|Bottomonium|Onia|DoubleOnia|Top|"
-    r"Fourth(Bottom|Top|Pair)|Higgs(SM|BSM)|SUSY|NewGaugeBoson|LeftRightSymmm?etry|LeptoQuark|"
-    r"ExcitedFermion|ContactInteractions|HiddenValley|ExtraDimensions\w*|DarkMatter)"
-    r"\s*:\s*[\w()+\-'*~]+\s*=?\s*(on|yes|true|ok|1)\s*$",
-    re.IGNORECASE,
+_PROCESS_GROUPS = frozenset(
+    "HardQCD PromptPhoton WeakBosonExchange WeakSingleBoson WeakDoubleBoson "
+    "WeakBosonAndParton PhotonCollision PhotonParton Charmonium Bottomonium Onia DoubleOnia Top "
+    "FourthBottom FourthTop FourthPair HiggsSM HiggsBSM SUSY NewGaugeBoson LeftRightSymmmetry "
+    "LeptoQuark ExcitedFermion ContactInteractions HiddenValley ExtraDimensionsG* "
+    "ExtraDimensionsLED ExtraDimensionsTEV ExtraDimensionsUnpart DM".lower().split()
 )
+"""Groups of Pythia's settings that hold flags of hard processes, and other settings, too."""
+
+# what such flags are called within their group, such as gg2ttbar; those of soft processes, anything
+_PROCESS_NAME = re.compile(r"all.*|.+2.+|3parton|hard(cc|bb)bar|dijets|monojet")
+_SOFT = {"softqcd": (), "lowenergyqcd": ("usesummedresonances",)}
+"""Groups of soft processes, with their flags that are none."""
+
+_FLAG = re.compile(r"\s*([\w*]+)\s*:\s*([^\s=]+)\s*=?([^!#]*)")
+_ON = frozenset(("on", "yes", "true", "ok", "1"))
 
 
 @dataclass(frozen=True)
@@ -119,9 +127,21 @@ class Record:
         )
 
 
-def _switches_on(setting: str) -> bool:
-    """Says whether a setting switches on a process of Pythia's own."""
-    return _PROCESS_SWITCH.match(setting) is not None
+def switches_on_process(setting: str) -> bool:
+    """Says whether a setting switches on a hard process of Pythia's own.
+
+    >>> switches_on_process("SUSY:qqbar2chi+-chi0 = on"), switches_on_process("SUSY:all = off")
+    (True, False)
+    """
+    flag = _FLAG.match(setting)
+    if flag is None:
+        return False
+    group, name, value = (part.lower() for part in flag.groups())
+    if group in _SOFT:
+        is_process = name not in _SOFT[group]
+    else:
+        is_process = group in _PROCESS_GROUPS and _PROCESS_NAME.fullmatch(name) is not None
+    return is_process and not _ON.isdisjoint(re.split(r"[\s,{}]+", value))
 
 
 class Collider:
@@ -153,12 +173,11 @@ class Collider:
         # only the search for the maximum of a cross-section depends on what was done before
         self._used = lhe is not None
         self._ready = False
-        self._learns = any(
-            "increasemaximum" in line.lower() for line in (*card.pythia.settings, *extra)
-        )
+        given = (*card.pythia.settings, *extra)
+        self._learns = any("increasemaximum" in line.lower() for line in given)
         self._folder = tempfile.TemporaryDirectory(prefix="massrecon-slha-")
         self._pythia = require_extra("pythia8mc", extra="mc").Pythia("", False)
-        own = [line for line in (*card.pythia.settings, *extra) if not (lhe and _switches_on(line))]
+        own = [line for line in given if not (lhe and switches_on_process(line))]
         for setting in (*self._frame(multiparton, lhe), *own):
             if not self._pythia.readString(setting):
                 raise GenerationError(

@@ -16,6 +16,7 @@ from massrecon.errors import InputError
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.lhe import LheFile
 from massrecon.events.lheparse import INCOMING, HardEvents
+from massrecon.events.pythia import switches_on_process
 from massrecon.events.source import SourceFile
 
 if TYPE_CHECKING:
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
 
 _LOOK_AT = 200
 _FOUND_MIN = 0.99
-
-# groups of Pythia's settings whose flags turn on hard processes of its own
-_PROCESSES = (
-    "Bottomonium", "Charmonium", "ContactInteractions", "DM", "ExcitedFermion",
-    "ExtraDimensions", "FourthBottom", "FourthPair", "FourthTop", "HardQCD", "HiddenValley",
-    "HiggsBSM", "HiggsSM", "LeftRightSymmmetry", "LeptoQuark", "NewGaugeBoson", "Onia",
-    "PhotonCollision", "PhotonParton", "PromptPhoton", "SoftQCD", "SUSY", "Top",
-    "WeakBosonAndParton", "WeakBosonExchange", "WeakDoubleBoson", "WeakSingleBoson",
-)  # fmt: skip
 
 
 def shower(
@@ -77,18 +69,11 @@ def without_processes(card: ProcessCard) -> ProcessCard:
     """Returns the card without the settings that make Pythia add collisions of its own."""
     content = card.to_dict()
     settings = content.get("pythia", {}).get("settings", [])
-    kept = [line for line in settings if not _turns_on_process(line)]
+    kept = [line for line in settings if not switches_on_process(line)]
     if kept == settings:
         return card
     content["pythia"] = {**content["pythia"], "settings": kept}
     return load_card(content)
-
-
-def _turns_on_process(line: str) -> bool:
-    key, _, value = line.partition("=")
-    group = key.partition(":")[0].strip()
-    is_flag = value.split("#")[0].strip().lower() in ("on", "yes", "true", "1")
-    return is_flag and group.startswith(_PROCESSES)
 
 
 def has_roots(card: ProcessCard, events: HardEvents) -> bool:
