@@ -60,3 +60,13 @@ def test_comparison_leaves_out_what_belongs_to_the_machine() -> None:
 def test_missing_record_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run.json' cannot be read .* 'massrecon run'"):
         reproduce(tmp_path, tmp_path / "out")
+    for name in ("run.json", "summary.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="run.json' is no record of a run, .* names no notebook"):
+        reproduce(tmp_path, tmp_path / "out")
+
+
+def test_a_notebook_of_ones_own_is_not_taken_for_one_of_ours(tmp_path: Path) -> None:
+    own = write_notebook(tmp_path, PARAMETERS, BODY).rename(tmp_path / "simulate.ipynb")
+    run_notebook(own, {"seed": 5}, tmp_path / "one", progress=False)
+    assert reproduce(tmp_path / "one", tmp_path / "two", progress=False).identical

@@ -103,6 +103,8 @@ def test_a_bad_parameter_stops_the_run_before_it_starts(
         ("n = 3\n", "only, found 'n = 3'"),
         ("n: dict = {}\n", "one of the types int, float"),
         ("n: int\n", "should have a default"),
+        ("n: int = max(1, 2)\n", r"default of parameter 'n' .* 'max\(1, 2\)': compute it in the"),
+        ("%matplotlib inline\nn: int = 1\n", "is not plain Python in its line 1"),
     ],
 )
 def test_a_badly_declared_parameter_is_named(tmp_path: Path, source: str, message: str) -> None:

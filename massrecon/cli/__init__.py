@@ -109,6 +109,7 @@ def reproduce(
     quiet: Annotated[bool, typer.Option(help="Do not show what the notebook prints.")] = False,
 ) -> None:
     """Run a result again from its own record, and compare the numbers."""
+    from massrecon.runs.reproduce import COMPARISON
     from massrecon.runs.reproduce import reproduce as run_again
 
     out = out or summary.absolute().parent.with_name(f"{summary.absolute().parent.name}_again")
@@ -122,7 +123,7 @@ def reproduce(
         typer.echo(f"{name}: {before} before, {after} now")
     raise RunError(
         f"{len(found.different):,} values differ, {found.compared:,} were compared: see "
-        f"{out / 'comparison.json'}."
+        f"{out / COMPARISON}."
     )
 
 

@@ -1,1 +1,1 @@
-"""Runs: the notebooks executed headless, the demonstration, and its report."""
+"""Runs: notebooks executed headless and by the thousand, the demonstration, and reports."""

@@ -16,7 +16,7 @@ import massrecon as mr
 from massrecon.inference.comparison import Judgement, comparison_table, judge
 from massrecon.models.base import read_header
 from massrecon.provenance import write_json
-from massrecon.runs.notebooks import finished_run, forget_run, run_notebook
+from massrecon.runs.notebooks import SUMMARY_FILE, finished_run, forget_run, run_notebook
 from massrecon.runs.report import Section, write_report
 from massrecon.visual import figures
 from massrecon.visual.template import plain
@@ -114,9 +114,9 @@ def run_demo(
         print(f"[{number}/{len(stages)}] {stage}", flush=True)
         records[stage] = _run_stage(stage, parameters, out)
     summary = _summarise(records, seed)
-    write_json(out / "summary.json", summary)
+    write_json(out / SUMMARY_FILE, summary)
     report = _write_report(out, plan, summary)
-    print(f"\n{_headline(summary)}\n\nReport:  {report}\nNumbers: {out / 'summary.json'}")
+    print(f"\n{_headline(summary)}\n\nReport:  {report}\nNumbers: {out / SUMMARY_FILE}")
     return summary
 
 

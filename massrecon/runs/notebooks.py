@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import massrecon
-from massrecon.errors import InputError, RunError, require_extra, unknown_name
+from massrecon.errors import InputError, RunError, reason, require_extra, unknown_name
 from massrecon.provenance import file_sha256, write_json
 
-_RECORD = "run.json"
+SUMMARY_FILE, RECORD_FILE = "summary.json", "run.json"
+"""What a run leaves beside the executed notebook: its results, and what was asked for."""
+
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
 
 
@@ -100,12 +102,12 @@ def notebook_parameters(notebook: str | Path) -> dict[str, Parameter]:
 
     Raises:
         InputError: If the file is no notebook, has no cell tagged ``parameters``, or declares one
-            without a default or with a type other than int, float, str, bool or list.
+            without a plain default or with a type other than int, float, str, bool or list.
     """
     path = find_notebook(notebook)
     source = _tagged_source(path)
     lines, found = source.splitlines(), {}
-    for statement in ast.parse(source).body:
+    for statement in _statements(source, path):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             raise InputError(
                 f"{path}: the parameters cell should hold lines 'name: type = value  # help' "
@@ -117,17 +119,33 @@ def notebook_parameters(notebook: str | Path) -> dict[str, Parameter]:
                 f"{path}: parameter '{name}' should have a default and one of the types "
                 f"{', '.join(_TYPES)}, has '{type_name}'."
             )
-        default = ast.literal_eval(statement.value)
+        try:
+            default = ast.literal_eval(statement.value)
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}: the default of parameter '{name}' should be a plain value, has "
+                f"'{ast.unparse(statement.value)}': compute it in the next cell."
+            ) from error
         comment = lines[(statement.end_lineno or 1) - 1][statement.end_col_offset or 0 :]
         found[name] = Parameter(name, type_name, default, comment.strip().lstrip("# "))
     return found
 
 
+def _statements(source: str, path: Path) -> list[ast.stmt]:
+    try:
+        return ast.parse(source).body
+    except SyntaxError as error:
+        raise InputError(
+            f"{path}: the parameters cell is not plain Python in its line {error.lineno} "
+            f"({error.msg}): it should hold lines 'name: type = value  # help' only."
+        ) from error
+
+
 def _tagged_source(path: Path) -> str:
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a Jupyter notebook: {error}.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a Jupyter notebook: {reason(error)}.") from error
     for cell in cells:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             return "".join(cell["source"])
@@ -210,7 +228,7 @@ def run_notebook(
 def start_run(out: Path) -> None:
     """Makes the folder of a run; a failed run must not leave an older run's numbers."""
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (out / "summary.json", out / _RECORD):
+    for stale in (out / SUMMARY_FILE, out / RECORD_FILE):
         stale.unlink(missing_ok=True)
 
 
@@ -222,12 +240,12 @@ def finish_run(
     Raises:
         RunError: If the notebook wrote no summary.
     """
-    summary = out / "summary.json"
+    summary = out / SUMMARY_FILE
     if not summary.is_file():
         raise RunError(
-            f"{path.name} wrote no summary.json: its last cell should. See {out / path.name}."
+            f"{path.name} wrote no {SUMMARY_FILE}: its last cell should. See {out / path.name}."
         )
-    write_json(out / _RECORD, {**_request(path, parameters), "wall_seconds": round(seconds, 1)})
+    write_json(out / RECORD_FILE, {**_request(path, parameters), "wall_seconds": round(seconds, 1)})
     return json.loads(summary.read_text(encoding="utf-8"))
 
 
@@ -248,18 +266,18 @@ def finished_run(
     path, out = find_notebook(notebook), Path(out).resolve()
     request = _request(path, check_parameters(path, {**parameters, "out": str(out)}))
     try:
-        record = json.loads((out / _RECORD).read_text(encoding="utf-8"))
-        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        record = json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))
+        summary = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if {key: record.get(key) for key in request} != request:
+    if not isinstance(record, dict) or {key: record.get(key) for key in request} != request:
         return None
     return {**record, "summary": summary}
 
 
 def forget_run(out: str | Path) -> None:
     """Makes a finished run count as not done; its results stay until they are replaced."""
-    (Path(out) / _RECORD).unlink(missing_ok=True)
+    (Path(out) / RECORD_FILE).unlink(missing_ok=True)
 
 
 def notebook_sha256(notebook: str | Path) -> str:

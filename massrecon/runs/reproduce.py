@@ -15,9 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import massrecon
-from massrecon.errors import InputError
+from massrecon.errors import InputError, reason
 from massrecon.provenance import write_json
-from massrecon.runs.notebooks import find_notebook, notebook_sha256, run_notebook
+from massrecon.runs.notebooks import (
+    RECORD_FILE,
+    SUMMARY_FILE,
+    notebook_folder,
+    notebook_sha256,
+    run_notebook,
+)
 
 COMPARISON = "comparison.json"
 
@@ -63,14 +69,13 @@ def reproduce(summary: str | Path, out: str | Path, progress: bool = True) -> Co
     """
     summary = Path(summary)
     if not summary.exists():
-        raise InputError(f"There is no '{summary}': pass the summary.json of a 'massrecon run'.")
+        raise InputError(f"There is no '{summary}': pass the {SUMMARY_FILE} of a 'massrecon run'.")
     folder = summary.parent if summary.is_file() else summary
-    record, before = _read(folder / "run.json"), _read(folder / "summary.json")
+    record, before = _read_record(folder / RECORD_FILE), _read(folder / SUMMARY_FILE)
     if Path(out).resolve() == folder.resolve():
         raise InputError(f"'out' is the folder of the result itself, '{out}': choose another.")
-    try:
-        notebook = find_notebook(Path(record["notebook"]).stem)
-    except InputError:  # one of the user's own: the executed copy has the same cells
+    notebook = notebook_folder() / record["notebook"]
+    if not notebook.is_file():  # one of the user's own: the executed copy has the same cells
         notebook = folder / record["notebook"]
     parameters = {name: v for name, v in record["parameters"].items() if name != "out"}
     notes = _notes(record, notebook)
@@ -126,18 +131,24 @@ def _notes(record: Mapping[str, Any], notebook: Path) -> list[str]:
     return notes
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    """Reads what a run was asked for."""
+    record = _read(path)
+    notebook, parameters = record.get("notebook"), record.get("parameters")
+    if not isinstance(notebook, str) or not isinstance(parameters, dict):
+        raise InputError(
+            f"'{path}' is no record of a run, for it names no notebook or no parameters: pass the "
+            f"{SUMMARY_FILE} of a finished 'massrecon run'."
+        )
+    return record | {"notebook": Path(notebook).name}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"'{path}' cannot be read ({error.strerror}): pass the summary.json of a finished "
-            "'massrecon run', which has such a file beside it."
+            f"'{path}' cannot be read ({reason(error)}): pass the {SUMMARY_FILE} of a finished "
+            f"'massrecon run', which has a {RECORD_FILE} beside it."
         ) from error
-    except ValueError as error:
-        raise InputError(
-            f"'{path}' is damaged ({error}): pass the summary.json of a finished 'massrecon run'."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"'{path}' is no record of a run.")
-    return content
+    return content if isinstance(content, dict) else {}

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from massrecon.errors import RunError, reason
 from massrecon.provenance import write_json
-from massrecon.runs.scan.point import SUMMARY_FILE, Point, PointState
+from massrecon.runs.notebooks import SUMMARY_FILE
+from massrecon.runs.scan.point import Point, PointState
 
 CATALOGUE = "catalogue.parquet"
 SCAN_FILE = "scan.json"

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import massrecon
 from massrecon.provenance import write_json
+from massrecon.runs.notebooks import SUMMARY_FILE
 
 State = Literal["waiting", "running", "done", "failed", "timeout", "memory", "lost"]
 """What became of a point.
@@ -28,7 +29,6 @@ FAILURES: tuple[State, ...] = ("failed", "timeout", "memory", "lost")
 
 STATE_FILE = "state.json"
 LOG_FILE = "log.txt"
-SUMMARY_FILE = "summary.json"
 _KEY_LENGTH = 20
 
 
