@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from rich.text import Text
+from typer.testing import CliRunner
 
 import massrecon
 from massrecon.cli import app
+from massrecon.errors import InputError
 
 
 def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -64,6 +68,7 @@ def test_help_texts_keep_their_brackets() -> None:
         (["simulate", "wino_udd", "--masses", "600,200"], "such as chi20=600"),
         (["simulate", "wino_udd", "--masses", "chi20=600,chi10=200"], "--masses for each mass"),
         (["simulate", "nowhere.yaml"], "'nowhere.yaml' cannot be read: there is no such file"),
+        (["train", "flow", "nowhere", "--steps", "9", "--set", "seed=3"], "own: write --seed"),
         (["reproduce", "nowhere.json"], "There is no 'nowhere.json'"),
         (["run", "04_dream"], "Unknown notebook '04_dream'"),
         (["run", "01_simulate", "-p", "n_event=5"], "did you mean 'n_events'?"),
@@ -101,3 +106,24 @@ def test_a_number_of_collisions_and_any_setting_may_be_given(tmp_path: Path) -> 
     made = massrecon.load_events(tmp_path / "toy").provenance
     assert made["settings"]["contamination"] == 0.2
     assert made["seed"] == 3
+
+
+@pytest.mark.parametrize("given", [["--lhe", "hard.lhe"], ["--set", "lhe=hard.lhe"], []])
+def test_a_file_of_hard_collisions_is_taken_whole(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = massrecon.load_card("lhe_wgammagamma").to_dict()
+    content["name"] = "mine"
+    if not given:
+        content["pythia"]["lhe"] = "hard.lhe"
+    (tmp_path / "mine.yaml").write_text(json.dumps(content))
+    asked: dict[str, Any] = {}
+
+    def simulate(*_: Any, **arguments: Any) -> None:
+        asked.update(arguments)
+        raise InputError("enough")
+
+    monkeypatch.setattr("massrecon.events.generator.simulate", simulate)
+    arguments = ["simulate", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "out"), *given]
+    assert isinstance(CliRunner().invoke(app, arguments).exception, InputError)
+    assert asked["n_events"] is None

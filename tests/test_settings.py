@@ -71,3 +71,5 @@ def test_a_training_refuses_what_is_no_number() -> None:
 def test_numbers_with_an_exponent_need_no_point() -> None:
     pairs = ["rate=1e-3", "big=2E+5", "text=e-3", "list=[1, 2]"]
     assert values_of(pairs, "--set") == {"rate": 1e-3, "big": 2e5, "text": "e-3", "list": [1, 2]}
+    pairs = ["one=1.5e3", "two=.5e1", "three=2.e1", "four=-1.5E-3", "text=1.5e"]
+    assert [*values_of(pairs, "--set").values()] == [1500.0, 5.0, 20.0, -1.5e-3, "1.5e"]

@@ -69,7 +69,7 @@ def simulate(
     settings: dict[str, Any] = values_of(option or [], "--set")
     given = {"multiparton": multiparton or None, "ptmiss_noise": ptmiss_noise, "lhe": lhe}
     settings |= {name: value for name, value in given.items() if value is not None}
-    if events is None and generated is None and lhe is None:
+    if events is None and generated is None and not _reads_file(process, settings):
         events = 20_000
     with _pool(workers, scheduler, profile) as (n_workers, pool):
         sample = simulate_events(
@@ -85,6 +85,13 @@ def simulate(
         )
     made = sample.provenance["n_generated"]
     typer.echo(f"{len(sample)} selected events of {made} generated ones are in {out}")
+
+
+def _reads_file(process: str, settings: dict[str, Any]) -> bool:
+    """Says whether the hard collisions come from a file, which may be taken whole."""
+    from massrecon.events.card import load_card
+
+    return "lhe" in settings or load_card(process).pythia.lhe is not None
 
 
 @contextlib.contextmanager

@@ -48,7 +48,9 @@ def train(
 
     if minutes is None and epochs is None and steps is None:
         raise InputError("Say how long to train: --minutes, --epochs or --steps.")
-    settings, fields = _parted(values_of(option or [], "--set"), TrainingConfig)
+    given = values_of(option or [], "--set")
+    _refuse_twofold(given)
+    settings, fields = _parted(given, TrainingConfig)
     settings |= {"max_minutes": minutes, "max_epochs": epochs, "max_steps": steps}
     settings |= {"accelerator": device, "processes": processes, "seed": seed}
     fitted = fit(
@@ -62,6 +64,24 @@ def train(
     )
     shown = ", ".join(f"{k} {v:.4g}" for k, v in fitted.metadata["metrics"].items())
     typer.echo(f"{fitted.metadata['n_train']:,} training events; {shown}. The model is in {out}")
+
+
+_OPTIONS = {
+    "max_minutes": "--minutes",
+    "max_epochs": "--epochs",
+    "max_steps": "--steps",
+    "accelerator": "--device",
+    "processes": "--processes",
+    "seed": "--seed",
+}
+"""Settings of the training with an option of their own."""
+
+
+def _refuse_twofold(given: dict[str, Any]) -> None:
+    """Refuses with --set what has an option of its own, which would win without a word."""
+    for name in given:
+        if name in _OPTIONS:
+            raise InputError(f"'--set {name}' has an option of its own: write {_OPTIONS[name]}.")
 
 
 def _parted(values: dict[str, Any], recipe: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from massrecon.errors import InputError
 
-_EXPONENT = re.compile(r"[+-]?\d+[eE][+-]?\d+")
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 def values_of(pairs: list[str], option: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def assignments(pairs: list[str], option: str) -> dict[str, str]:
 
 
 def _number(value: Any) -> Any:
-    """Reads 1e-3 as a number, which is text to YAML since it has no point."""
+    """Reads 1e-3 and 1.5e3 as numbers: to YAML they are text, without a point or a sign."""
     if isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
     return value
