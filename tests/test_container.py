@@ -75,6 +75,10 @@ def test_bad_splits_are_refused(toy_events: ToyEvents) -> None:
         events.split(fractions=(0.8, 0.3))
     with pytest.raises(InputError, match="Cannot split 2 mass points into 3 samples"):
         events.split(fractions=(0.4, 0.3, 0.3))
+    with pytest.raises(InputError, match=r"Cannot split 1 events into 2 samples: simulate more\.$"):
+        events[:1].split(by="events")
+    with pytest.raises(InputError, match="'fractions' should be positive and add up to 1"):
+        events.split(fractions=())
     with pytest.raises(InputError, match="'by' should be 'masses' or 'events', got 'mass'"):
         events.split(by="mass")
     with pytest.raises(InputError, match="no true masses"):

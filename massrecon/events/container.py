@@ -231,12 +231,11 @@ class Events:
         group = self._mass_points() if by == "masses" else torch.arange(len(self))
         n_groups = int(group.max()) + 1 if len(group) else 0
         if n_groups < len(fractions):
-            whole, way_out = (
-                ("mass points", ", or use by='events'") if by == "masses" else ("events", "")
-            )
+            of_points = by == "masses"
             raise InputError(
-                f"Cannot split {n_groups} {whole} into {len(fractions)} samples: simulate more"
-                f"{way_out}."
+                f"Cannot split {n_groups} {'mass points' if of_points else 'events'} into "
+                f"{len(fractions)} samples: simulate more"
+                + (", or use by='events'." if of_points else ".")
             )
         order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
         share = order.argsort()[group]
