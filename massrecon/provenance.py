@@ -38,19 +38,8 @@ def file_sha256(path: str | Path) -> str:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a file so that readers see the old or the new one whole, even after a crash."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing_file(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -76,6 +65,28 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StoreError(f"'{path}' cannot be read as {what}: {reason(error)}.") from error
     return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def replacing_file(path: str | Path) -> Iterator[Path]:
+    """Gives an empty file to write to, which takes the place of `path` when all went well.
+
+    Readers see the old or the new file whole, even after a crash. If the block raises, the old one
+    stays. What a killed process leaves is called ``.NAME.….PID.tmp``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(f".{os.getpid()}.tmp", f".{path.name}.", path.parent)
+    os.close(handle)
+    fresh = Path(name)
+    try:
+        yield fresh
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import massrecon
-from massrecon.provenance import replacing_folder, versions, write_json
+from massrecon.provenance import replacing_file, replacing_folder, versions, write_json
 
 
 def test_versions_name_what_is_installed_only() -> None:
@@ -24,6 +24,18 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
         write_json(path, {"bad": object()})
     assert json.loads(path.read_text()) == {"χ": 1}
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_a_file_is_swapped_in_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "table.bin"
+    with replacing_file(target) as fresh:
+        fresh.write_bytes(b"first")
+    with pytest.raises(KeyboardInterrupt), replacing_file(target) as fresh:
+        fresh.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"first"
+    assert target.stat().st_mode & 0o777 == 0o644
+    assert [p.name for p in tmp_path.iterdir()] == ["table.bin"]
 
 
 def test_a_folder_is_swapped_in_only_when_complete(tmp_path: Path) -> None:

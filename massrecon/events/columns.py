@@ -17,7 +17,9 @@ from massrecon.events.card import COMPONENTS, ProcessCard
 
 Arrays = dict[str, np.ndarray]
 
-_MOMENTUM = ("px", "py", "pz", "E")
+MOMENTUM = ("px", "py", "pz", "E")
+"""Components of the momentum of a reconstructed object."""
+
 _TYPES = {
     "present": np.bool_,
     "charge": np.int8,
@@ -41,7 +43,7 @@ def column_type(name: str) -> type[np.generic]:
 def layout(card: ProcessCard) -> dict[str, list[str]]:
     """Returns for each event array of a card the columns that hold its values, in C order."""
     columns = {
-        "p4": [f"{slot}_{component}" for slot in card.slots for component in _MOMENTUM],
+        "p4": [f"{slot}_{component}" for slot in card.slots for component in MOMENTUM],
         "ptmiss": ["ptmiss_x", "ptmiss_y"],
         "weight": ["weight"],
         "partons": [f"parton_{name}_{c}" for name in card.parton_names for c in COMPONENTS],
@@ -51,6 +53,17 @@ def layout(card: ProcessCard) -> dict[str, list[str]]:
     for name in ("present", *card.attribute_names):
         columns[name] = [f"{slot}_{name}" for slot in card.slots]
     return columns
+
+
+def measured_arrays(card: ProcessCard) -> tuple[str, ...]:
+    """Returns the names of the event arrays that all events have, of data, too."""
+    return ("p4", "present", "ptmiss", "weight", *card.attribute_names)
+
+
+def no_events(card: ProcessCard) -> Arrays:
+    """Returns event arrays without an event and without truth."""
+    columns = layout(card)
+    return empty_arrays(card, {name: columns[name] for name in measured_arrays(card)}, 0)
 
 
 def to_columns(

@@ -8,7 +8,6 @@ with one flat branch for each of these columns; ``.h5`` the layout of SPANet, se
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from massrecon.errors import InputError, MassReconError, StoreError, require_extra, unknown_name
-from massrecon.events.columns import VARIATION, to_columns
+from massrecon.events.columns import MOMENTUM, VARIATION, to_columns
 from massrecon.events.partfile import write_part
 from massrecon.events.spanet_export import write_spanet
+from massrecon.provenance import replacing_file
 
 if TYPE_CHECKING:
     from massrecon.events.container import Events
@@ -52,21 +52,15 @@ def export_events(events: Events, path: str | Path, format: str | None = None) -
         raise unknown_name("format", name, _WRITERS)
     if path.is_dir():
         raise StoreError(f"'{path}' is a folder: choose a file.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _WRITERS[name](events, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing_file(path) as fresh:
+            _WRITERS[name](events, fresh)
     except MassReconError:
         raise
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to HDF5
         raise StoreError(
             f"'{path}' cannot be written: {error}. Free some space or choose another place."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def as_awkward(events: Events) -> Any:
@@ -86,7 +80,7 @@ def as_awkward(events: Events) -> Any:
     for group in card.objects:
         slots = list(events.slots_of(group.kind))
         present = arrays["present"][:, slots]
-        columns = {c: arrays["p4"][:, slots, i] for i, c in enumerate(("px", "py", "pz", "E"))}
+        columns = {c: arrays["p4"][:, slots, i] for i, c in enumerate(MOMENTUM)}
         columns |= {name: arrays[name][:, slots] for name in card.attribute_names}
         objects = {name: values[present] for name, values in columns.items()}
         record = awkward.zip(objects, with_name="Momentum4D")

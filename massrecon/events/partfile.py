@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from massrecon.events.columns import (
     to_columns,
 )
 from massrecon.events.manifest import READABLE, SCHEMA, card_of
-from massrecon.provenance import file_sha256
+from massrecon.provenance import file_sha256, replacing_file
 
 METADATA_KEY = b"massrecon"
 _ROWS_PER_GROUP = 16_384
@@ -55,21 +54,17 @@ def write_part(
     Raises:
         StoreError: If the file cannot be written, for instance because the disk is full.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     content = {"schema": SCHEMA, "card": card.to_dict(), "about": dict(about or {})}
     metadata = json.dumps(content, ensure_ascii=False).encode()
     try:
-        _write_table(temporary, _table(card, arrays, {METADATA_KEY: metadata}))
-        digest = file_sha256(temporary)
-        temporary.replace(path)
+        with replacing_file(path) as fresh:
+            _write_table(fresh, _table(card, arrays, {METADATA_KEY: metadata}))
+            digest = file_sha256(fresh)
     except OSError as error:
         raise StoreError(
             f"'{path}' cannot be written: {error}. The parts that were finished before are valid: "
             "free some space and run the same command again."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return digest
 
 
@@ -87,8 +82,6 @@ def _write_table(path: Path, table: Any) -> None:
             write_statistics=False,
             write_page_checksum=True,
         )
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _table(

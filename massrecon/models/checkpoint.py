@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor
 from massrecon.errors import ModelError
 from massrecon.models.base import MassModel, Prepared
 from massrecon.models.recipe import Plan, TrainingConfig
+from massrecon.provenance import replacing_file
 
 CHECKPOINT_FILE = "training.ckpt"
 HISTORY_FILE = "history.json"
@@ -28,7 +27,21 @@ STOP_FILE = "stop"
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where a training stands; everything but the identity changes as it goes on."""
+    """Where a training stands; everything but the identity changes as it goes on.
+
+    Attributes:
+        identity: Checksum of everything that decides the outcome, see `identity_of`.
+        plan: How many steps it takes; 0 until a plan is made.
+        step: Finished optimiser steps.
+        seconds: Time that they took, on the clock of the training [s].
+        records: One dictionary for each validation, as in `TrainingHistory`.
+        best_loss: Lowest validation loss so far.
+        best_step: Step at which that was found.
+        rounds_since_best: Validations since then.
+        finished: Whether it is at its end.
+        best_weights: Averaged weights at the best step, on the processor.
+        loop: State of optimiser and weight averaging; empty at the start and at the end.
+    """
 
     identity: str
     plan: Plan = field(default_factory=lambda: Plan(total_steps=0))
@@ -44,9 +57,10 @@ class TrainingState:
 
     def save(self, folder: Path) -> None:
         """Writes the checkpoint: tensors, numbers and text, nothing that needs unpickling."""
-        buffer = io.BytesIO()
-        torch.save(vars(self) | {"plan": dataclasses.asdict(self.plan)}, buffer)
-        _write_atomically(folder / CHECKPOINT_FILE, buffer.getvalue())
+        for leftover in folder.glob(f".{CHECKPOINT_FILE}.*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        with replacing_file(folder / CHECKPOINT_FILE) as fresh:
+            torch.save(vars(self) | {"plan": dataclasses.asdict(self.plan)}, fresh)
 
     @classmethod
     def load(cls, folder: Path | None, identity: str) -> TrainingState | None:
@@ -92,14 +106,3 @@ def identity_of(model: MassModel, settings: TrainingConfig, *fingerprints: str) 
         *fingerprints,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is complete on disk before it takes its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

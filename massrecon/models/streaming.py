@@ -27,6 +27,7 @@ from massrecon.models.batches import NumberedBatches, numbered_generator, shared
 from massrecon.models.checkpoint import TrainingState
 from massrecon.models.ranks import ALONE, Rank
 from massrecon.models.recipe import TrainingConfig
+from massrecon.provenance import replacing_file
 
 SCALING_EVENTS = 20_000
 """How many events, evenly chosen, the scaling is fitted to."""
@@ -78,13 +79,11 @@ def save_prepared(data: Prepared, path: Path) -> None:
     """Writes prepared events to a file, whole or not at all."""
     if "targets" not in data:
         raise InputError("Training needs events with truth: use simulated events.")
-    unfinished = path.with_suffix(".partial")
     try:
         tensors = {name: tensor.contiguous() for name, tensor in data.items()}
-        safetensors.torch.save_file(tensors, unfinished)
-        unfinished.replace(path)
+        with replacing_file(path) as fresh:
+            safetensors.torch.save_file(tensors, fresh)
     except (OSError, safetensors.SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
         raise ModelError(
             f"Prepared events cannot be written to '{path}': {error}. Free some space; the same "
             "call then goes on."

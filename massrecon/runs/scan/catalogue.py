@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from massrecon.errors import RunError, reason
-from massrecon.provenance import write_json
+from massrecon.provenance import replacing_file, write_json
 from massrecon.runs.notebooks import SUMMARY_FILE
 from massrecon.runs.scan.point import Point, PointState
 
@@ -97,15 +95,8 @@ def planned_points(scan: Path) -> list[Point]:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Writes a table so that readers see the old or the new file whole."""
-    handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
-    os.close(handle)
-    try:
-        pq.write_table(table, temporary, compression=_COMPRESSION)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing_file(path) as fresh:
+        pq.write_table(table, fresh, compression=_COMPRESSION)
 
 
 def _row(scan: Path, point: Point, running: bool) -> dict[str, Any]:
