@@ -59,11 +59,16 @@ def reason(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Asks in brackets whether the most similar of `choices` was meant; nothing if none is."""
+    near = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """Builds the error for a name that is not among `choices`, with the nearest match first."""
     names = list(choices)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    hint = nearest(name, names)
     return InputError(f"Unknown {kind} '{name}'{hint}: choose from {', '.join(names)}.")
 
 

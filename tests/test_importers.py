@@ -343,7 +343,7 @@ def test_what_is_none_of_the_formats_is_refused(tmp_path: Path, path: Path) -> N
         ("notes.txt", "is none of the known formats"),
         ("empty.root", "is empty"),
         ("folder", "is a folder without Parquet files"),
-        ("nothing.root", "No such file"),
+        ("nothing.root", "no such file"),
     ):
         with pytest.raises(ImportFileError, match=message):
             read(tmp_path / name)

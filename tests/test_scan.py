@@ -229,6 +229,7 @@ def test_wrong_limits() -> None:
         ("system: pbs\njobs: 1", "'system' should be one of slurm, htcondor, got 'pbs'"),
         ("system: slurm\njobs: true", "'jobs' should be a positive whole number, got True"),
         ("- 1", "a profile should be a mapping"),
+        ("system: slurm\njobs: 1\njobs: 2", "'jobs' stands here again after line 2"),
     ],
 )
 def test_wrong_profiles(tmp_path: Path, text: str, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import reprlib
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from massrecon.errors import CardError
+from massrecon.errors import CardError, nearest
 
 Location = tuple[str | int, ...]
 
@@ -79,13 +78,18 @@ class SourceLines:
         return self.place(location, 1 + number)
 
 
-def parse_yaml(text: str, source: str) -> tuple[Any, SourceLines]:
+def parse_yaml(text: str, source: str, what: str = "card") -> tuple[Any, SourceLines]:
     """Parses a YAML file into plain data and the places of its entries.
 
+    Args:
+        text: The text.
+        source: Name of the file, for messages.
+        what: What it should be, for messages.
+
     Raises:
-        CardError: If the text is no YAML mapping, or entries occur twice.
+        CardError: If the text is no YAML mapping, is too large, or entries occur twice.
     """
-    content, lines, repeated = read_yaml(text, source)
+    content, lines, repeated = read_yaml(text, source, what)
     if repeated:
         raise CardError("\n".join(repeated))
     return content, lines
@@ -93,11 +97,6 @@ def parse_yaml(text: str, source: str) -> tuple[Any, SourceLines]:
 
 def read_yaml(text: str, source: str, what: str = "card") -> tuple[Any, SourceLines, list[str]]:
     """Parses a YAML file like `parse_yaml`, but returns the repeated entries as a list.
-
-    Args:
-        text: The text.
-        source: Name of the file, for messages.
-        what: What it should be, for messages.
 
     Raises:
         CardError: If the text is no YAML mapping, or is too large.
@@ -168,9 +167,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     *path, key = problem["loc"] or ("",)
     if problem["type"] == "extra_forbidden":
         choices = list(_model_at(model, path).model_fields)
-        near = difflib.get_close_matches(str(key), choices, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        return f"unknown entry{hint}: choose from {', '.join(choices)}"
+        return f"unknown entry{nearest(str(key), choices)}: choose from {', '.join(choices)}"
     if problem["type"] == "missing":
         return MISSING
     text = str(_PLAINLY.get(problem["type"], problem["msg"]))

@@ -8,7 +8,6 @@ interruption.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import tempfile
@@ -21,23 +20,24 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from tqdm import tqdm
 
-from massrecon.errors import InputError, StoreError, require_extra
+from massrecon.errors import InputError, StoreError, reason, require_extra
 from massrecon.events import toys
 from massrecon.events.card import ProcessCard
+from massrecon.events.children import usable_processors
 from massrecon.events.hard import GROUP_EVENTS, PART_GROUPS
-from massrecon.events.masses import MassRequest
-from massrecon.events.plan import Amount, Entry, PartPlan
-from massrecon.events.pool import SCRATCH, WorkerPool
-from massrecon.events.request import Request
-from massrecon.events.store import (
+from massrecon.events.manifest import (
     MANIFEST,
-    load_events,
     locked,
     part_name,
     read_manifest,
     refuse_foreign,
     write_manifest,
 )
+from massrecon.events.masses import MassRequest
+from massrecon.events.plan import Amount, Entry, PartPlan
+from massrecon.events.pool import SCRATCH, WorkerPool
+from massrecon.events.request import Request
+from massrecon.events.store import load_events
 from massrecon.provenance import file_sha256
 
 if TYPE_CHECKING:
@@ -158,11 +158,7 @@ def _count(name: str, value: Any) -> int:
 
 def _n_workers(workers: int | None) -> int:
     """Checks or chooses the number of workers."""
-    if workers is not None:
-        return _count("workers", workers)
-    if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+    return min(8, usable_processors()) if workers is None else _count("workers", workers)
 
 
 def _run(
@@ -178,7 +174,9 @@ def _run(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"The folder '{folder}' cannot be made: {error}.") from error
+        raise StoreError(
+            f"The folder '{folder}' cannot be made: {reason(error)}. Choose another place."
+        ) from error
     with locked(folder), _ending_on_sigterm():
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink()

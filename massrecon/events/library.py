@@ -11,7 +11,7 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-from massrecon.errors import CardError, InputError, unknown_name
+from massrecon.errors import CardError, InputError, reason, unknown_name
 
 FOLDERS = "MASSRECON_CARDS"
 """Environment variable with the folders of one's own cards."""
@@ -95,6 +95,10 @@ def read_card(path: Path) -> str:
             "card by name: 'massrecon cards' lists them."
         ) from error
     except OSError as error:
-        raise CardError(f"The card '{path}' cannot be read: {error.strerror}.") from error
+        raise CardError(
+            f"The card '{path}' cannot be read: {reason(error)}. Check its path and permissions."
+        ) from error
     except UnicodeDecodeError as error:
-        raise CardError(f"The card '{path}' cannot be read: it is no text in UTF-8.") from error
+        raise CardError(
+            f"The card '{path}' cannot be read: it is no text in UTF-8. Save it as such."
+        ) from error

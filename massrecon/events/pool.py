@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import shutil
 import signal
@@ -23,10 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import massrecon
 from massrecon import errors
+from massrecon.events.children import child_environment
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_NUM_THREADS")
 _LOG_TAIL = 2000
 
 COMMAND = (sys.executable, "-m", "massrecon.events.worker")
@@ -152,10 +150,7 @@ class WorkerPool:
         shutil.rmtree(self._folder / SCRATCH, ignore_errors=True)
 
     def _start(self, number: int) -> _Worker:
-        home = str(Path(massrecon.__file__).resolve().parents[1])
-        paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = MEMORY | os.environ | dict.fromkeys(_THREADS, "1")
-        environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+        environment = MEMORY | child_environment(threads=1)
         environment["TMPDIR"] = str((self._folder / SCRATCH).resolve())
         log_path = self._folder / f"worker-{number}.log"
         with log_path.open("w", encoding="utf-8") as log:

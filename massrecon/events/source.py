@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from massrecon.errors import ImportFileError
+from massrecon.errors import ImportFileError, reason
 from massrecon.provenance import file_sha256
 
 GZIP = b"\x1f\x8b"
@@ -97,8 +97,9 @@ def _checksum(path: Path) -> str:
 
 def unreadable(path: Path, error: OSError) -> ImportFileError:
     """Builds the error for a file that the system does not let us read."""
-    reason = error.strerror or str(error)
-    return ImportFileError(f"'{path}' cannot be read ({reason}): check its path and permissions.")
+    return ImportFileError(
+        f"'{path}' cannot be read ({reason(error)}): check its path and permissions."
+    )
 
 
 @contextmanager

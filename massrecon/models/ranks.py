@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-import massrecon
 from massrecon.errors import InputError, MassReconError, ModelError
+from massrecon.events.children import child_environment
 from massrecon.models.rank_watch import RankWatch
 
 COMMAND = (sys.executable, "-m", "massrecon.models.rank_process")
@@ -176,20 +176,13 @@ def others_started(world: int, folder: Path, device: str, minutes: float) -> Ite
 
 
 def _started(number: int, folder: Path, threads: int) -> subprocess.Popen[bytes]:
-    home = str(Path(massrecon.__file__).resolve().parents[1])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONSAFEPATH": "1",
-        "OMP_NUM_THREADS": str(threads),
-    }
     with _log_of(number, folder).open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             [*COMMAND, str(folder), str(number)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=environment,
+            env=child_environment(threads),
             start_new_session=True,  # ctrl-C is for the first process, which ends the others
         )
 

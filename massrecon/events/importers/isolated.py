@@ -11,13 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import massrecon
 from massrecon import errors
 from massrecon.events.card import ProcessCard
+from massrecon.events.children import child_environment
 from massrecon.events.importers.chunk import Chunk, ReadOptions
-from massrecon.events.importers.messages import pack, unpack
+from massrecon.events.importers.messages import LENGTH, pack, unpack
 
 PATIENCE = 300.0
 """How long a reader may be silent before it counts as stuck [s]."""
@@ -25,7 +25,6 @@ PATIENCE = 300.0
 SPEED = 1e6
 """What a reader that checks a whole file before it answers reads at least [bytes/s]."""
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_NUM_THREADS")
 _LOG_TAIL = 600
 
 
@@ -73,7 +72,7 @@ class IsolatedReader:
             process.stdin.write(pack(self._request))
             process.stdin.close()
         while True:
-            length = self._read(process, 8, log)
+            length = self._read(process, LENGTH, log)
             kind, *content = unpack(self._read(process, int.from_bytes(length, "little"), log))
             if kind == "end":
                 self.skipped = content[0]
@@ -113,14 +112,10 @@ class IsolatedReader:
 
 def _start(log: IO[bytes]) -> subprocess.Popen[bytes]:
     """Starts the process; it does not import the user's script."""
-    home = str(Path(massrecon.__file__).resolve().parents[1])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment: dict[str, Any] = os.environ | dict.fromkeys(_THREADS, "1")
-    environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "massrecon.events.importers.child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        env=environment,
+        env=child_environment(threads=1),
     )

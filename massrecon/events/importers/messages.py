@@ -20,13 +20,14 @@ from massrecon.events.particles import Particles
 
 _CLASSES = {kind.__name__: kind for kind in (Chunk, Objects, Particles, ReadOptions)}
 _ARRAY_KINDS = "biuf"
-_LENGTH = 8
+LENGTH = 8
+"""How many bytes say how long what follows is."""
 
 
 def send(out: BinaryIO, message: Any) -> None:
     """Writes a message with its length in front."""
     content = pack(message)
-    out.write(len(content).to_bytes(_LENGTH, "little") + content)
+    out.write(len(content).to_bytes(LENGTH, "little") + content)
     out.flush()
 
 
@@ -40,7 +41,7 @@ def pack(message: Any) -> bytes:
     arrays: list[np.ndarray] = []
     text = json.dumps(_plain(message, arrays)).encode()
     body = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-    return len(text).to_bytes(_LENGTH, "little") + text + body
+    return len(text).to_bytes(LENGTH, "little") + text + body
 
 
 def unpack(content: bytes) -> Any:
@@ -49,9 +50,9 @@ def unpack(content: bytes) -> Any:
     Raises:
         ValueError: If they are none.
     """
-    end = _LENGTH + int.from_bytes(content[:_LENGTH], "little")
+    end = LENGTH + int.from_bytes(content[:LENGTH], "little")
     try:
-        message = _built(json.loads(content[_LENGTH:end]), _Body(memoryview(content)[end:]))
+        message = _built(json.loads(content[LENGTH:end]), _Body(memoryview(content)[end:]))
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a message: {error}") from error
     return message

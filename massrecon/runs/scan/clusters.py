@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from massrecon.errors import InputError, RunError, reason, require_extra
-from massrecon.events.cardfile import read_yaml
+from massrecon.events.cardfile import parse_yaml
+from massrecon.events.children import usable_processors
 
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
 """Batch systems by the name that a profile gives, with their class in dask-jobqueue."""
@@ -92,9 +92,8 @@ def local_workers(choice: ClusterChoice) -> int:
         return choice.workers
     psutil = require_extra("psutil", extra="cluster")
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     room = _LEFT_TO_OTHERS * psutil.virtual_memory().available / _MEGABYTE
-    return max(1, min(cores or 1, int(room / _MEMORY_OF_A_POINT)))
+    return max(1, min(usable_processors(), int(room / _MEMORY_OF_A_POINT)))
 
 
 def fair_memory(choice: ClusterChoice, n_workers: int) -> float | None:
@@ -185,7 +184,7 @@ def read_profile(path: Path | None) -> tuple[str, int, dict[str, Any]]:
     """
     assert path is not None
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"), str(path), "profile")[0]
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path), "profile")[0]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The profile '{path}' cannot be read: {reason(error)}.") from error
     system, jobs = content.pop("system", None), content.pop("jobs", None)

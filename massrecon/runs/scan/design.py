@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scipy.stats import qmc
 
 from massrecon.errors import InputError, reason
-from massrecon.events.cardfile import describe_errors, read_yaml
+from massrecon.events.cardfile import describe_errors, parse_yaml
 from massrecon.runs.scan.constraints import Constraint
 
 Value = bool | int | float | str | list[Any]
@@ -135,9 +135,7 @@ def load_design(path: str | Path) -> Design:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The design '{path}' cannot be read: {reason(error)}.") from error
-    content, lines, repeated = read_yaml(text, str(path), "design")
-    if repeated:
-        raise InputError("\n".join(repeated))
+    content, lines = parse_yaml(text, str(path), "design")
     try:
         return Design.model_validate(content)
     except ValidationError as error:
