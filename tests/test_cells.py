@@ -129,7 +129,7 @@ def test_what_cannot_be_counted_is_refused(card: ProcessCard) -> None:
     with pytest.raises(InputError, match="'luminosity' should be positive"):
         expected_yields(made, card.mass_names, points, weight, 0.0)
     fixed = {**made, "cells": summarise_cells(sample(card, FIXED, 10, 1)[0])}
-    with pytest.raises(InputError, match="60 of 60 events are at masses of no cell"):
+    with pytest.raises(InputError, match="60 of 60 events are at masses of no cell of their prov"):
         expected_yields(fixed, card.mass_names, points, weight, 1.0)
     fixed["cells"][0]["cross_section_fb"] = None
     with pytest.raises(InputError, match="cross-section of these events is not known"):

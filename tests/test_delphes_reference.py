@@ -12,9 +12,9 @@ import pytest
 from massrecon.events.card import load_card
 from massrecon.events.detector import detect
 from massrecon.events.importers import import_events, importing
-from massrecon.events.jets import JET_RADIUS, cluster, directions
+from massrecon.events.jets import JET_RADIUS, cluster
 from massrecon.events.objects import Objects
-from massrecon.events.particles import Particles, distance
+from massrecon.events.particles import Particles, directions, distance
 from massrecon.events.performance import match
 from massrecon.events.sections import DetectorSettings, SlotGroup
 from massrecon.events.substructure import substructure

@@ -386,6 +386,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
         ({"settings": {"multiparton": "yes"}}, "'multiparton' should be True or False"),
         ({"settings": {"ptmiss_noise": -1}}, "'ptmiss_noise' should be >= 0"),
         ({"settings": {"pythia": "A = b"}}, "'pythia' should be a list"),
+        ({"settings": {"pythia": 5}}, "'pythia' should be a list of .*, got 5"),
         ({"card": "wino"}, "Unknown process 'wino'"),
     ],
 )

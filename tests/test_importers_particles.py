@@ -15,6 +15,7 @@ from massrecon.errors import ImportFileError, InputError
 from massrecon.events.card import load_card
 from massrecon.events.importers import import_events, importing
 from massrecon.events.importers.chunk import ReadOptions
+from massrecon.events.importers.graph import mass_points
 from massrecon.events.importers.hepmcparse import HepMCFile, parse_graph
 from massrecon.events.importers.showering import has_roots, masses_in, without_processes
 from massrecon.events.lhe import LheFile
@@ -213,6 +214,18 @@ def test_masses_and_roots_are_read_off_hard_collisions(tmp_path: Path) -> None:
     events.rows[4, 10] = 300.0
     with pytest.raises(InputError, match="The mass 'chi10' runs from 200 to 300 GeV"):
         masses_in(load_card("wino_udd"), events)
+
+
+def test_a_mass_that_the_decay_does_not_show_has_to_be_given() -> None:
+    content = load_card("wino_udd").to_dict()
+    partons = np.tile([0.0, 0.0, 0.0, 200.0], (3, len(load_card(content).parton_names), 1))
+    # an antiparticle has the mass of its particle
+    content["masses"]["chi20"]["sets"] = [-1000023, -1000024]
+    content["targets"] = {"chi10": "chi10_a"}
+    assert mass_points(load_card(content), partons).tolist() == [[200.0, 200.0]] * 3
+    content["masses"]["squark"] = {"sets": [1000001], "default": 2e3, "range": [100.0, 5e3]}
+    with pytest.raises(InputError, match="'squark' .* is that of no particle of its decay"):
+        mass_points(load_card(content), partons)
 
 
 def test_pythia_adds_no_collisions_of_its_own() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from massrecon.events.detector import Response, detect
-from massrecon.events.jets import Clusters, cluster, directions, is_apart, shares_nothing
+from massrecon.events.jets import Clusters, cluster, is_apart, shares_nothing
 from massrecon.events.objects import Objects
-from massrecon.events.particles import Particles
+from massrecon.events.particles import Particles, directions
 from massrecon.events.sections import DetectorSettings, SlotGroup
 
 pytest.importorskip("fastjet")

@@ -189,12 +189,18 @@ def expected_yields(
         here = np.isclose(masses, point, rtol=_RELATIVE, atol=0.0).all(axis=1)
         found |= here
         if here.any() and cell["cross_section_fb"] is None:
-            raise InputError("The cross-section of these events is not known.")
+            raise InputError(
+                "The cross-section of these events is not known: toys have none, and imported ones "
+                "only if their file gives it."
+            )
         if here.any():
             scale = cell["cross_section_fb"] * luminosity / cell["weight_generated"]
             yields[here] = weight[here] * scale
     if not found.all():
-        raise InputError(f"{(~found).sum()} of {len(found)} events are at masses of no cell.")
+        raise InputError(
+            f"{(~found).sum()} of {len(found)} events are at masses of no cell of their "
+            "provenance: use the events as they were simulated or imported."
+        )
     n_kept = sum(sample["n_events"] for sample in provenance.get("joined", (provenance,)))
     return yields * (provenance["n_selected"] / n_kept) if n_kept else yields
 

@@ -59,11 +59,11 @@ from massrecon.events.particles import (
     Particles,
     total_by,
 )
-from massrecon.events.sections import DetectorSettings, SlotGroup
+from massrecon.events.sections import JET_KINDS, DetectorSettings, SlotGroup
 from massrecon.events.substructure import substructure
 from massrecon.events.tagging import draw_tags
 
-_KINDS = ("jet", "fatjet")
+# the selection works with momenta that went through Cartesian components and back
 _ROUNDING = 1e-6
 
 
@@ -102,7 +102,7 @@ class Response:
 
     def find(self, group: SlotGroup, wanted: Mask) -> Objects:
         """Returns the leptons or the photons, or the jets of the wanted collisions."""
-        if group.kind in _KINDS:
+        if group.kind in JET_KINDS:
             return self._jets(group, wanted)
         flow = self.objects[(self.objects.kind == PHOTON) == (group.kind == "photon")]
         return Objects(flow.event, flow.p4, {"charge": flow.charge, "flavour": flow.kind})
@@ -186,7 +186,7 @@ def _reachable(candidates: Flow, wanted: Sequence[SlotGroup], n_events: int) -> 
     enough, reachable = np.ones(n_events, bool), {}
     is_photon = candidates.kind == PHOTON
     for group in wanted:
-        if group.kind not in _KINDS and group.minimum > 0:
+        if group.kind not in JET_KINDS and group.minimum > 0:
             good = is_photon == (group.kind == "photon")
             good &= candidates.pt > group.pt_min - _ROUNDING
             good &= np.abs(candidates.eta) < group.eta_max + _ROUNDING

@@ -9,7 +9,7 @@ import numpy as np
 
 from massrecon.errors import require_extra
 from massrecon.events.objects import Objects
-from massrecon.events.particles import Floats, Integers, Mask, distance, pairs_by
+from massrecon.events.particles import Floats, Integers, Mask, directions, distance, pairs_by
 
 JET_RADIUS = 0.4
 FATJET_RADIUS = 0.8
@@ -82,12 +82,6 @@ def _flatten(
     jet = np.repeat(np.arange(len(owner)), awkward.to_numpy(awkward.num(per_jet)))
     member = awkward.to_numpy(awkward.flatten(per_jet)).astype(np.int64)
     return jet, member + first[owner[jet]]
-
-
-def directions(p4: Floats) -> tuple[Floats, Floats, Floats]:
-    """Returns pT [GeV], pseudorapidity and azimuth of four-momenta of shape ``(n, 4)``."""
-    pt = np.hypot(p4[:, 0], p4[:, 1])
-    return pt, np.arcsinh(p4[:, 2] / np.maximum(pt, 1e-9)), np.arctan2(p4[:, 1], p4[:, 0])
 
 
 def is_apart(jets: Objects, others: Objects, radius: float) -> Mask:

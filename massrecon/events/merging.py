@@ -8,7 +8,7 @@ from typing import Any
 
 from massrecon.errors import InputError, StoreError
 from massrecon.events.card import ProcessCard
-from massrecon.events.history import ORIGINS, join_provenance, origins_of
+from massrecon.events.history import JOINED, ORIGINS, join_provenance, origins_of
 from massrecon.events.manifest import MANIFEST, card_of, read_manifest
 from massrecon.events.store import open_folder
 from massrecon.events.writer import StoreWriter
@@ -56,7 +56,7 @@ def _provenance(folders: Sequence[Path], manifests: Sequence[dict[str, Any]]) ->
     samples = []
     for folder, manifest in zip(folders, manifests, strict=True):
         sample = dict(manifest["provenance"])
-        if "joined" not in sample:
+        if JOINED not in sample:
             sample["folder"] = folder.resolve().name
         samples.append(sample | {ORIGINS: [list(origin) for origin in origins_of(manifest)]})
     return join_provenance(samples)

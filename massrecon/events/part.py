@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from massrecon.events.cells import count_cells
+from massrecon.events.columns import Arrays
 from massrecon.events.detector import detect
 from massrecon.events.hard import BLOCKS_PER_PART, PART_GROUPS, Group, source_of
 from massrecon.events.particles import Integers, Mask
@@ -22,8 +23,6 @@ from massrecon.events.request import Request
 from massrecon.events.selection import select
 from massrecon.events.tagging import heavy_flavour
 from massrecon.events.truth import check_masses, check_matched, match_partons
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Part:
         arrays: Event arrays, as in `Events`, and ``block``, the number of the mass block.
         groups: For each group ``cut_flow``, the number of collisions after each step of the
             selection, and ``cells``, the rows of `count_cells`.
-        complete: Whether all groups were made, or enough events were found before.
+        complete: Whether all groups were made; False if enough events were found before.
     """
 
     arrays: Arrays

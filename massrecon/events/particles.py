@@ -14,6 +14,9 @@ Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 ELECTRON, MUON, PHOTON = 11, 13, 22
+MASSES = {ELECTRON: 0.000510999, MUON: 0.1056584, PHOTON: 0.0}
+"""Masses of what is measured without one, by absolute PDG code [GeV]."""
+
 HADRON = 0
 LONG_LIVED = 310
 
@@ -43,6 +46,11 @@ class Particles:
         """A list without any particle."""
         codes, momenta = np.zeros(0, np.int64), np.zeros(0)
         return cls(codes, codes, momenta, momenta, momenta, momenta)
+
+    @property
+    def p4(self) -> Floats:
+        """Four-momenta (px, py, pz, E) [GeV], shape ``(n, 4)``."""
+        return np.stack([self.px, self.py, self.pz, self.energy], axis=1)
 
     def __getitem__(self, which: Mask | Integers) -> Particles:
         """Selects particles by mask or index."""
@@ -104,6 +112,13 @@ def pairs_by(index: Integers, other_index: Integers) -> tuple[Integers, Integers
     count = np.searchsorted(other_index, index, side="right") - first
     row = np.repeat(np.arange(len(index)), count)
     return row, np.arange(len(row)) + np.repeat(first - np.cumsum(count) + count, count)
+
+
+def directions(p4: Floats) -> tuple[Floats, Floats, Floats]:
+    """Returns pT [GeV], pseudorapidity and azimuth of momenta ``(..., 3)`` or ``(..., 4)``."""
+    pt = np.hypot(p4[..., 0], p4[..., 1])
+    eta = np.arcsinh(p4[..., 2] / np.maximum(pt, 1e-9))
+    return pt, eta, np.arctan2(p4[..., 1], p4[..., 0])
 
 
 def distance(eta: Floats, phi: Floats, other_eta: Floats, other_phi: Floats) -> Floats:

@@ -20,7 +20,7 @@ from massrecon.errors import InputError
 from massrecon.events.card import ProcessCard
 from massrecon.events.detector import Response, detect
 from massrecon.events.hard import EVENTS_PER_PART, source_of
-from massrecon.events.jets import JET_RADIUS, cluster, directions, is_apart
+from massrecon.events.jets import JET_RADIUS, cluster, is_apart
 from massrecon.events.masses import MassRequest
 from massrecon.events.objects import Objects
 from massrecon.events.particles import (
@@ -31,6 +31,7 @@ from massrecon.events.particles import (
     Integers,
     Mask,
     Particles,
+    directions,
     distance,
     pairs_by,
     total_by,
@@ -297,8 +298,7 @@ def _jets(response: Response, everywhere: Mask) -> Objects:
 def _true_jets(particles: Particles, prompt: Objects, n_events: int) -> Objects:
     """Clusters all stable particles but neutrinos, apart from prompt leptons and photons."""
     seen = particles[~np.isin(np.abs(particles.pdg), _NEUTRINOS)]
-    p4 = np.stack([seen.px, seen.py, seen.pz, seen.energy], axis=1)
-    clusters = cluster(seen.event, p4, n_events, _TRUE_JET_PT_MIN, JET_RADIUS)
+    clusters = cluster(seen.event, seen.p4, n_events, _TRUE_JET_PT_MIN, JET_RADIUS)
     jets = Objects(
         clusters.event, clusters.p4, {"flavour": np.zeros(len(clusters.event), np.int64)}
     )

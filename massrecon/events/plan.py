@@ -18,7 +18,8 @@ _FIRST_GUESS = 0.3
 
 _MARGIN = 1.01
 
-_NO_LIMIT = 2**62
+NO_LIMIT = 2**62
+"""More events than any part has."""
 
 Entry = dict[str, Any]
 """A finished part in the manifest."""
@@ -129,7 +130,7 @@ class PartPlan:
     def limit(self, part: int) -> int:
         """Returns how many events of a part are needed at most, given the parts before it."""
         if self.amount.n_events is None:
-            return _NO_LIMIT
+            return NO_LIMIT
         before = sum(entry["n_events"] for number, entry in self.done.items() if number < part)
         before += sum(selected for p, (_, selected) in self._progress.items() if p < part)
         return max(1, self.amount.n_events - before)

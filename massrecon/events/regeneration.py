@@ -17,6 +17,7 @@ from massrecon.errors import GenerationError, StoreError
 from massrecon.events.manifest import MANIFEST, card_of, part_name, read_manifest
 from massrecon.events.part import Part
 from massrecon.events.partfile import PartFile
+from massrecon.events.plan import NO_LIMIT
 from massrecon.events.request import Request
 from massrecon.events.worker import maker_of
 
@@ -42,7 +43,7 @@ def regenerate(folder: str | Path, number: int) -> Part:
 
     def limit() -> int:
         """Ends the part with the group that it ended with when it was made."""
-        return 0 if len(made) >= len(entry["groups"]) else 2**62
+        return 0 if len(made) >= len(entry["groups"]) else NO_LIMIT
 
     maker = maker_of(request)
     try:
@@ -60,6 +61,8 @@ def regeneration_differences(folder: str | Path, number: int) -> list[str]:
     Raises:
         StoreError: If the folder holds no simulation, or the part is missing or damaged.
         GenerationError: See `regenerate`.
+        ImportFileError: See `regenerate`.
+        MissingExtraError: See `regenerate`.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ class SimulationSettings:
         except ValueError:
             raise InputError(f"'ptmiss_noise' should be >= 0 GeV, got {noise!r}.") from None
         extra = given.get("pythia", ())
-        if isinstance(extra, str) or not all(isinstance(line, str) for line in extra):
+        listed = isinstance(extra, Iterable) and not isinstance(extra, str)
+        if not listed or not all(isinstance(line, str) for line in extra):
             raise InputError(f"'pythia' should be a list of 'Key:name = value', got {extra!r}.")
         lhe = given.get("lhe", card.pythia.lhe)
         if lhe is not None and not isinstance(lhe, str | Path):

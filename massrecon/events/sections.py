@@ -16,6 +16,10 @@ DETECTED_KINDS = ("lepton", "photon", "jet", "fatjet")
 """Kinds of objects that the detector reconstructs."""
 
 
+JET_KINDS = ("jet", "fatjet")
+"""Those of them that are clustered."""
+
+
 def refusal(problem: str, *where: str | int) -> PydanticCustomError:
     """Builds a validation error that remembers which entry is at fault."""
     context = {"problem": problem, "where": list(where)}
@@ -83,6 +87,11 @@ class MassParameter(Section):
                 "range",
             )
         return self
+
+    def belongs_to(self, particle: Particle) -> bool:
+        """Says whether a particle has this mass, particle or antiparticle."""
+        codes = {abs(code) for code in self.sets}
+        return not codes.isdisjoint(abs(code) for code in particle.pdg)
 
 
 class OpenChannel(Section):

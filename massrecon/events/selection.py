@@ -10,11 +10,10 @@ from massrecon.events.card import ProcessCard
 from massrecon.events.columns import column_type
 from massrecon.events.objects import Objects, Reconstruction
 from massrecon.events.particles import Integers, Mask
+from massrecon.events.sections import JET_KINDS
 
 MEDIUM = 2
 """Working point of the b-tag that `EventCuts.btags` counts."""
-
-_CLUSTERED = ("jet", "fatjet")
 
 
 def select(
@@ -38,7 +37,7 @@ def select(
         passed &= np.hypot(*found.ptmiss.T) > card.cuts.ptmiss_min
         flow["ptmiss"] = int(passed.sum())
     chosen: dict[str, Objects] = {}
-    for group in sorted(card.objects, key=lambda group: group.kind in _CLUSTERED):
+    for group in sorted(card.objects, key=lambda group: group.kind in JET_KINDS):
         objects = chosen[group.kind] = found.find(group, passed).accepted(group)
         count = np.bincount(objects.event, minlength=len(passed))
         passed &= (count >= group.minimum) & (count <= (group.maximum or np.inf))

@@ -72,7 +72,11 @@ def read_spectrum(text: str, masses: Mapping[str, float]) -> Spectrum:
 
 
 def table_problems(spectrum: Spectrum) -> Iterator[Finding]:
-    """Finds decay tables whose branching fractions are no probabilities or do not add up to 1."""
+    """Finds what is wrong with decay tables.
+
+    That is branching fractions that are no probabilities or do not add up to 1, and decays that are
+    closed at the masses of the spectrum.
+    """
     for code, (line, channels) in spectrum.tables.items():
         for channel in channels:
             if not 0 <= channel.fraction <= 1:

@@ -25,7 +25,7 @@ import numpy as np
 from massrecon.errors import require_extra
 from massrecon.events.card import COMPONENTS, ProcessCard
 from massrecon.events.columns import VARIATION, Arrays
-from massrecon.events.particles import Floats, Integers
+from massrecon.events.particles import Floats, Integers, directions, distance
 
 if TYPE_CHECKING:
     from massrecon.events.container import Events
@@ -155,11 +155,9 @@ def match_legs(partons: Floats, arrays: Mapping[str, np.ndarray], fits: np.ndarr
         Slot of each particle, -1 for none within `MATCHING_RADIUS`, shape ``(n, L)``.
     """
     p4, (n, n_legs) = arrays["p4"], partons.shape[:2]
-    eta, phi = _direction(partons)
-    other_eta, other_phi = _direction(p4)
-    turn = np.abs(phi[:, :, None] - other_phi[:, None])
-    turn = np.minimum(turn, 2 * np.pi - turn)
-    apart = np.hypot(eta[:, :, None] - other_eta[:, None], turn)
+    _, eta, phi = directions(partons)
+    _, other_eta, other_phi = directions(p4)
+    apart = distance(eta[..., None], phi[..., None], other_eta[:, None], other_phi[:, None])
     apart[~(arrays["present"][:, None] & fits)] = np.inf
     slots, rows = np.full((n, n_legs), -1), np.arange(n)
     for _ in range(n_legs):
@@ -170,8 +168,3 @@ def match_legs(partons: Floats, arrays: Mapping[str, np.ndarray], fits: np.ndarr
         apart[close, leg[close]] = np.inf
         apart[close, :, slot[close]] = np.inf
     return slots
-
-
-def _direction(momenta: Floats) -> tuple[Floats, Floats]:
-    pt = np.maximum(np.hypot(momenta[..., 0], momenta[..., 1]), 1e-9)
-    return np.arcsinh(momenta[..., 2] / pt), np.arctan2(momenta[..., 1], momenta[..., 0])

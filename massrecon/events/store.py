@@ -80,9 +80,7 @@ def load_events(path: str | Path, partial: bool = False) -> Events:
     """
     from massrecon.events.container import Events
 
-    if not Path(path).exists() and str(path) in shipped_samples():
-        path = SAMPLES / path
-    path = Path(path)
+    path = shipped_or_own(path)
     if path.is_file() and path.suffix == ".parquet":
         part = PartFile.open(path)
         card = part.card()
@@ -100,6 +98,12 @@ def load_events(path: str | Path, partial: bool = False) -> Events:
 def shipped_samples() -> list[str]:
     """Returns the names of the events that come with massrecon; `load_events` takes them."""
     return sorted(path.parent.name for path in SAMPLES.glob(f"*/{MANIFEST}"))
+
+
+def shipped_or_own(path: str | Path) -> Path:
+    """Returns the folder of events that come with massrecon for their name, else the path."""
+    path = Path(path)
+    return SAMPLES / path if not path.exists() and str(path) in shipped_samples() else path
 
 
 def save_events(events: Events, path: str | Path, append: bool = False) -> None:

@@ -15,7 +15,7 @@ from massrecon.errors import InputError, StoreError
 from massrecon.events.card import ProcessCard
 from massrecon.events.columns import Arrays
 from massrecon.events.container import Events
-from massrecon.events.store import SAMPLES, Folder, open_folder, shipped_samples
+from massrecon.events.store import Folder, open_folder, shipped_or_own
 
 _MANY_POINTS = 20
 """Number of mass points from which on whole points are set aside, in place of events."""
@@ -58,7 +58,7 @@ class EventStream:
 
     @classmethod
     def open(cls, path: str | Path, partial: bool = False) -> EventStream:
-        """Opens a folder of the event store; nothing but its manifest is read.
+        """Opens a folder of the event store; no events are read yet.
 
         Args:
             path: The folder, or the name of events that come with massrecon.
@@ -67,9 +67,7 @@ class EventStream:
         Raises:
             StoreError: If it holds no events, or not all of them and `partial` is not set.
         """
-        if not Path(path).exists() and str(path) in shipped_samples():
-            path = SAMPLES / path
-        folder = open_folder(path, partial)
+        folder = open_folder(shipped_or_own(path), partial)
         if not folder.entries:
             raise StoreError(f"'{path}' holds no finished part: run the simulation again.")
         there = [entry["n_events"] for entry in folder.entries]

@@ -12,6 +12,7 @@ import numpy as np
 
 from massrecon.events.cells import CELL_WIDTH
 from massrecon.events.columns import VARIATION, Arrays
+from massrecon.events.history import JOINED
 from massrecon.events.manifest import read_manifest
 from massrecon.events.store import open_folder
 
@@ -130,8 +131,8 @@ def _facts(
         wanted = f"of {manifest['n_events']:,} events" if manifest["n_events"] else ""
         facts["state"] = f"NOT FINISHED or incomplete: these are the whole parts {wanted}".rstrip()
     made_by = "a simulation" if manifest["request"] else "saved or imported events"
-    if "joined" in provenance:
-        made_by = f"{len(provenance['joined'])} samples joined"
+    if JOINED in provenance:
+        made_by = f"{len(provenance[JOINED])} samples joined"
     facts["made by"] = made_by
     facts["truth"] = "yes" if counts.has_truth else "no"
     for name in ("seed", "prior", "source", "format"):

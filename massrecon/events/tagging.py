@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from massrecon.events.jets import directions
 from massrecon.events.objects import Objects
-from massrecon.events.particles import Floats, Integers, Particles, distance, pairs_by
+from massrecon.events.particles import (
+    Floats,
+    Integers,
+    Particles,
+    directions,
+    distance,
+    pairs_by,
+)
 from massrecon.events.pythia import Record
 from massrecon.events.response import read_table
 
@@ -70,8 +76,7 @@ def flavours(jets: Objects, heavy: Particles) -> tuple[Integers, Integers]:
     """
     jet, other = pairs_by(jets.event, heavy.event)
     _, eta, phi = directions(jets.p4)
-    p4 = np.stack([heavy.px, heavy.py, heavy.pz, heavy.energy], axis=1)
-    _, heavy_eta, heavy_phi = directions(p4)
+    _, heavy_eta, heavy_phi = directions(heavy.p4)
     near = distance(eta[jet], phi[jet], heavy_eta[other], heavy_phi[other]) <= _RADIUS
     jet, code = jet[near], np.abs(heavy.pdg[other[near]])
     quark, lepton = np.zeros((2, len(eta)), np.int64)

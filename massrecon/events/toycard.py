@@ -24,11 +24,8 @@ Problems = Iterator[tuple[Location, str]]
 
 def mass_parameter(card: ProcessCard, particle: str) -> str | None:
     """Returns the name of the mass parameter that sets the mass of a particle, None if none."""
-    codes = {abs(code) for code in card.particles[particle].pdg}
-    for name, parameter in card.masses.items():
-        if codes & {abs(code) for code in parameter.sets}:
-            return name
-    return None
+    names = (n for n, mass in card.masses.items() if mass.belongs_to(card.particles[particle]))
+    return next(names, None)
 
 
 def toy_problems(card: ProcessCard) -> Problems:

@@ -21,8 +21,8 @@ import numpy as np
 
 from massrecon.errors import InputError
 from massrecon.events.cells import count_cells
-from massrecon.events.columns import column_type
-from massrecon.events.part import Arrays, Part
+from massrecon.events.columns import Arrays, column_type
+from massrecon.events.part import Part
 from massrecon.events.particles import Floats, Mask
 from massrecon.events.request import Request
 from massrecon.events.sections import PhaseSpaceSettings, Table

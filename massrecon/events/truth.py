@@ -67,7 +67,7 @@ def check_masses(card: ProcessCard, partons: Floats, masses: Floats) -> None:
     """
     for m, (name, parameter) in enumerate(card.masses.items()):
         for node in card.topology.nodes:
-            if not set(card.particles[node.name].pdg) & set(parameter.sets):
+            if not parameter.belongs_to(card.particles[node.name]):
                 continue
             off = np.abs(partons[:, node.index, 3] - masses[:, m])
             worst = int(np.argmax(off)) if len(off) else 0

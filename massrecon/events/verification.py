@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from massrecon.errors import GenerationError, MassReconError, StoreError
+from massrecon.errors import (
+    GenerationError,
+    ImportFileError,
+    MassReconError,
+    MissingExtraError,
+    StoreError,
+)
 from massrecon.events.card import ProcessCard
 from massrecon.events.checks import refuse_unphysical
 from massrecon.events.history import provenance_of_parts
@@ -84,7 +90,8 @@ def verify_store(path: str | Path, regenerate: int = 0) -> StoreReport:
     Args:
         path: The folder.
         regenerate: Number of parts, evenly over a simulation, to make again and to compare bit for
-            bit. With other versions of the programs this is left out, with a note.
+            bit. With other versions of the programs, or without them or the Les Houches file that
+            they need, this is left out, with a note.
 
     Raises:
         StoreError: If it holds no events at all, or events to regenerate that were not simulated.
@@ -125,8 +132,9 @@ def repair_store(path: str | Path) -> StoreReport:
             writing to the folder.
     """
     folder = Path(path)
-    if verify_store(folder).ok:
-        return verify_store(folder)
+    found = verify_store(folder)
+    if found.ok:
+        return found
     with locked(folder):
         old = _old_manifest(folder)
         whole, bad = [], []
@@ -163,7 +171,7 @@ def _regenerated(folder: Path, file: FileReport, number: int) -> tuple[FileRepor
 
     try:
         differences = regeneration_differences(folder, number)
-    except GenerationError as error:
+    except (GenerationError, ImportFileError, MissingExtraError) as error:
         return file, f"{file.name} was not made again: {error}"
     if not differences:
         return file, f"{file.name} was made again and is the same, bit for bit"

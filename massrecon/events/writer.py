@@ -14,10 +14,19 @@ import numpy as np
 from massrecon.errors import InputError, ShapeError, StoreError
 from massrecon.events.card import ProcessCard
 from massrecon.events.checks import refuse_unphysical
-from massrecon.events.columns import VARIATION, Arrays, column_type, empty_arrays, layout
+from massrecon.events.columns import (
+    VARIATION,
+    Arrays,
+    column_type,
+    empty_arrays,
+    layout,
+    measured_arrays,
+    no_events,
+)
 from massrecon.events.history import join_provenance
 from massrecon.events.manifest import (
     LOCK,
+    MANIFEST,
     card_of,
     locked,
     part_name,
@@ -89,7 +98,7 @@ class StoreWriter:
             shutil.rmtree(self._fresh, ignore_errors=True)  # of a process that was killed
             self._stack.callback(shutil.rmtree, self._fresh, ignore_errors=True)
             self._fresh.mkdir()
-            if self._append and (self._path / "manifest.json").exists():
+            if self._append and (self._path / MANIFEST).exists():
                 self._take_older()
         except OSError as error:
             self._stack.close()
@@ -174,7 +183,7 @@ class StoreWriter:
     def _finish(self) -> None:
         """Writes what is left and puts the folder in its place."""
         if not self._buffer and not self._entries:
-            self._buffer = [_nothing(self.card)]
+            self._buffer = [no_events(self.card)]
         if self._buffer:
             self._write_file(EVENTS_PER_FILE)
         provenance, n_events = self.provenance, self.n_events
@@ -205,17 +214,10 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _nothing(card: ProcessCard) -> Arrays:
-    """Returns event arrays without an event and without truth."""
-    columns = layout(card)
-    wanted = ("p4", "present", "ptmiss", "weight", *card.attribute_names)
-    return empty_arrays(card, {name: columns[name] for name in wanted}, 0)
-
-
 def _refuse_misshaped(card: ProcessCard, arrays: Mapping[str, np.ndarray]) -> None:
     """Refuses event arrays with names or shapes that are not those of the card."""
     known = layout(card)
-    for name in ("p4", "present", "ptmiss", "weight", *card.attribute_names):
+    for name in measured_arrays(card):
         if name not in arrays:
             raise InputError(f"'{name}' is missing among the event arrays: add it.")
     n_events = len(arrays["weight"])

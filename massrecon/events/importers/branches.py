@@ -8,12 +8,11 @@ import numpy as np
 
 from massrecon.events.importers.graph import Family
 from massrecon.events.objects import Objects
-from massrecon.events.particles import ELECTRON, MUON, PHOTON, Floats, Integers, Mask
+from massrecon.events.particles import ELECTRON, MASSES, MUON, PHOTON, Floats, Integers, Mask
 
 FATJET_BRANCH = "ParticleFlowJet08"
 TRUTH = ("PID", "Status", "M1", "M2", "Px", "Py", "Pz", "E", "Mass")
 
-_LEPTON_MASS = {ELECTRON: 0.000510999, MUON: 0.1056584}
 _INCOMING = 21
 _PHI_MAX = 3.15
 _ENERGY_TOLERANCE = 1e-3
@@ -63,7 +62,7 @@ class Entries:
         event, values = self.collection(branch, angles("Charge"))
         charge = values["Charge"]
         self._note(f"a {branch}.Charge is not +1 or -1", event[np.abs(charge) != 1])
-        p4 = _p4(values, np.full(len(event), _LEPTON_MASS[code]))
+        p4 = _p4(values, np.full(len(event), MASSES[code]))
         return Objects(event, p4, {"charge": charge, "flavour": np.full(len(event), code)})
 
     def photons(self) -> Objects:

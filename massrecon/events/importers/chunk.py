@@ -11,15 +11,13 @@ import numpy as np
 from massrecon.errors import ImportFileError
 from massrecon.events.card import ProcessCard
 from massrecon.events.columns import VARIATION
+from massrecon.events.jets import FATJET_RADIUS, JET_RADIUS, is_apart
 from massrecon.events.objects import Objects
 from massrecon.events.particles import (
     Floats,
     Mask,
     Particles,
-    distance,
     finite_rows,
-    pairs_by,
-    total_by,
 )
 from massrecon.events.sections import SlotGroup
 
@@ -109,8 +107,7 @@ class Chunk:
             found |= momentum_defects(kind, objects.event, objects.p4, len(self), beam_energy)
         if self.particles is not None:
             one = self.particles
-            p4 = np.stack([one.px, one.py, one.pz, one.energy], axis=1)
-            found |= momentum_defects("particle", one.event, p4, len(self), beam_energy)
+            found |= momentum_defects("particle", one.event, one.p4, len(self), beam_energy)
         if self.partons is not None and self.matched is not None:
             found["its truth is not finite"] = ~finite_rows(self.partons) & self.matched
         return {what: mask for what, mask in found.items() if mask.any()}
@@ -122,8 +119,7 @@ class Chunk:
         """
         total = np.zeros(len(self), np.uint64)
         if self.particles is not None:
-            one = self.particles
-            parts = [(one.event, np.stack([one.px, one.py, one.pz, one.energy], axis=1))]
+            parts = [(self.particles.event, self.particles.p4)]
         else:
             parts = [(objects.event, objects.p4) for _, objects in sorted(self.objects.items())]
         for number, (event, p4) in enumerate(parts, start=1):
@@ -142,6 +138,7 @@ def momentum_defects(
         f"a {kind} is not finite": ~finite,
         f"the energy of a {kind} is negative": safe[:, 3] < 0,
         f"a {kind} exceeds the collision energy: are the units GeV?": safe[:, 3] > beam_energy,
+        # files store momenta to six or seven digits
         f"a {kind} has |p| > E": length > safe[:, 3] * (1 + 1e-5) + 1e-6,
     }
     return {what: np.bincount(event[bad], minlength=n) > 0 for what, bad in faults.items()}
@@ -194,36 +191,41 @@ class Found:
 def without_overlaps(objects: Mapping[str, Objects], card: ProcessCard) -> dict[str, Objects]:
     """Removes jets that are one of the card's leptons or photons.
 
-    A jet closer than Delta R = 0.4 to a lepton or photon within the card's limits goes.
+    A jet goes that is closer to a lepton or photon within the card's limits than its own radius,
+    Delta R = 0.4, or 0.8 of large-radius jets.
     """
     groups = {group.kind: group for group in card.objects}
     cleaned = dict(objects)
-    for jets in ("jet", "fatjet"):
+    for jets, radius in (("jet", JET_RADIUS), ("fatjet", FATJET_RADIUS)):
         for kind in ("lepton", "photon"):
             if jets in cleaned and kind in groups and kind in objects:
                 with np.errstate(all="ignore"):  # bad momenta are near nothing
                     taken = objects[kind].accepted(groups[kind])
-                    near = _near(cleaned[jets], taken, OVERLAP[jets])
-                cleaned[jets] = cleaned[jets][~near]
+                    apart = is_apart(cleaned[jets], taken, radius)
+                cleaned[jets] = cleaned[jets][apart]
     return cleaned
 
 
-OVERLAP = {"jet": 0.4, "fatjet": 0.8}
-"""Distance within which a jet is one of the leptons or photons."""
+_BEAM_TOLERANCE = 0.01
 
 
-def _near(jets: Objects, taken: Objects, radius: float) -> Mask:
-    """Marks jets within a distance of an object of the same entry."""
-    row, other = pairs_by(jets.event, taken.event)
-    (eta, phi), (other_eta, other_phi) = direction(jets.p4), direction(taken.p4)
-    close = distance(eta[row], phi[row], other_eta[other], other_phi[other]) < radius
-    return total_by(row, close.astype(float), len(jets.event)) > 0
+def refuse_other_energy(path: Any, energy: float, card: ProcessCard) -> None:
+    """Refuses a file whose collisions have another energy than those of the card.
 
+    Args:
+        path: The file, for the message.
+        energy: Centre-of-mass energy of its collisions [GeV].
+        card: The process.
 
-def direction(p4: Floats) -> tuple[Floats, Floats]:
-    """Returns pseudorapidity and azimuth of momenta ``(n, 4)``, each ``(n,)``."""
-    pt = np.maximum(np.hypot(p4[:, 0], p4[:, 1]), 1e-9)
-    return np.arcsinh(p4[:, 2] / pt), np.arctan2(p4[:, 1], p4[:, 0])
+    Raises:
+        ImportFileError: If the two differ by more than a hundredth.
+    """
+    if abs(energy / card.beam_energy - 1) > _BEAM_TOLERANCE:
+        raise ImportFileError(
+            f"'{path}' has collisions at {energy:g} GeV, the card '{card.name}' is for "
+            f"{card.beam_energy:g} GeV: check the units of the file, or change the 'beam_energy' "
+            "of the card."
+        )
 
 
 def brief(error: Exception) -> str:
@@ -232,6 +234,6 @@ def brief(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__
 
 
-def refuse_entries(path: Any, start: int, stop: int, what: str) -> ImportFileError:
+def unreadable_entries(path: Any, start: int, stop: int, what: str) -> ImportFileError:
     """Builds the error for a range of entries that cannot be read."""
     return ImportFileError(f"'{path}', entries {start} to {stop - 1}: {what}")

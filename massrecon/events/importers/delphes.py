@@ -29,12 +29,11 @@ from massrecon.events.importers.chunk import (
     Chunk,
     ReadOptions,
     brief,
-    direction,
-    refuse_entries,
+    unreadable_entries,
 )
 from massrecon.events.importers.graph import find_decay
 from massrecon.events.objects import Objects
-from massrecon.events.particles import Floats, Integers, Mask, distance, pairs_by
+from massrecon.events.particles import Floats, Integers, Mask, directions, distance, pairs_by
 
 TREE = "Delphes"
 JET_BRANCHES = {"particle_flow": "ParticleFlowJet04", "calorimeter": "Jet"}
@@ -74,7 +73,7 @@ class DelphesReader:
             except ImportFileError:
                 raise
             except Exception as error:  # damaged data ends in any error inside uproot
-                raise refuse_entries(
+                raise unreadable_entries(
                     self.path, start, stop, f"cannot be read ({brief(error)}). The file is "
                     "truncated or damaged: fetch or make it again."
                 ) from error  # fmt: skip
@@ -227,7 +226,7 @@ def _nearest(jets: Objects, others: Objects) -> Integers:
     """Finds the nearest other jet within Delta R = 0.4 of each jet, -1 for none."""
     row, other = pairs_by(jets.event, others.event)
     with np.errstate(all="ignore"):  # bad momenta are near nothing
-        (eta, phi), (other_eta, other_phi) = direction(jets.p4), direction(others.p4)
+        (_, eta, phi), (_, other_eta, other_phi) = directions(jets.p4), directions(others.p4)
         apart = distance(eta[row], phi[row], other_eta[other], other_phi[other])
     close = np.flatnonzero(apart < _SAME_JET)
     close = close[np.argsort(-apart[close], kind="stable")]

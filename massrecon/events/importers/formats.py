@@ -8,6 +8,7 @@ from typing import cast
 
 from massrecon.errors import ImportFileError, InputError, unknown_name
 from massrecon.events.importers.chunk import ReaderClass
+from massrecon.events.manifest import MANIFEST
 from massrecon.events.source import SourceFile, opened
 
 READERS = {
@@ -85,7 +86,7 @@ def source_files(path: str | Path) -> list[SourceFile]:
     folder = Path(path)
     if not folder.is_dir():
         return [SourceFile.open(path)]
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST).exists():
         raise InputError(
             f"'{folder}' is a folder of events already: load it with load_events, or import one of "
             "its .parquet files."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from massrecon.errors import InputError
 from massrecon.events.card import ProcessCard
 from massrecon.events.particles import Floats, Integers, Mask
 from massrecon.events.pythia import Record
@@ -122,21 +123,31 @@ def mass_points(card: ProcessCard, partons: Floats) -> Floats:
 
     Returns:
         Mass parameters [GeV] in the order of ``card.mass_names``, shape ``(n, M)``.
+
+    Raises:
+        InputError: If a mass is that of no particle of the decay.
     """
     columns: list[Floats] = [np.zeros((len(partons), 0))]
     for name, parameter in card.masses.items():
-        label = card.targets.get(name)
-        labels = [label] if label else []
-        labels += [
-            node.label
-            for node in card.topology.nodes
-            if set(card.particles[node.name].pdg) & set(parameter.sets)
-        ]
-        values = partons[:, card.parton_names.index(labels[0]), 3]
+        values = partons[:, card.parton_names.index(_carrier(card, name)), 3]
         if parameter.tolerance > BROAD and len(values):
             values = np.full(len(values), np.round(np.median(values), 1))
         columns.append(_snapped(values, parameter.tolerance)[:, None])
     return np.concatenate(columns, axis=1)
+
+
+def _carrier(card: ProcessCard, mass: str) -> str:
+    """Returns the label of a particle that has a mass: its target, or the first of the tree."""
+    if mass in card.targets:
+        return card.targets[mass]
+    for node in card.topology.nodes:
+        if card.masses[mass].belongs_to(card.particles[node.name]):
+            return node.label
+    raise InputError(
+        f"The mass '{mass}' of the card '{card.name}' is that of no particle of its decay, so that "
+        "the file does not tell it: give the masses with masses=… (--mass NAME=VALUE), or leave "
+        "out the truth with truth=False (--no-truth)."
+    )
 
 
 def _snapped(values: Floats, tolerance: float) -> Floats:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from massrecon.errors import ImportFileError
 from massrecon.events.card import ProcessCard
 from massrecon.events.columns import VARIATION
-from massrecon.events.importers.chunk import Chunk, ReadOptions
+from massrecon.events.importers.chunk import Chunk, ReadOptions, refuse_other_energy
 from massrecon.events.importers.graph import Family, as_record, find_decay
 from massrecon.events.importers.hepmcparse import STABLE, Graph, HepMCFile, parse_graph
 from massrecon.events.particles import Floats, Particles
@@ -18,7 +17,6 @@ from massrecon.events.tagging import heavy_flavour
 
 _EVENTS = 200
 _NOMINAL = ("default", "weight", "nominal")
-_BEAM_TOLERANCE = 0.01
 
 
 class HepMCReader:
@@ -57,18 +55,13 @@ class HepMCReader:
             self._names = self._weight_names(len(graph.weights))
         if len(graph.weights) != len(self._names):
             return f"it has {len(graph.weights)} weights, others have {len(self._names)}"
-        energy = graph.energy
-        if energy and abs(energy / self.card.beam_energy - 1) > _BEAM_TOLERANCE:
-            raise ImportFileError(
-                f"'{self.path}' has collisions at {energy:g} GeV, the card '{self.card.name}' is "
-                f"for {self.card.beam_energy:g} GeV: check the units of the file, or change the "
-                "'beam_energy' of the card."
-            )
+        if graph.energy:
+            refuse_other_energy(self.path, graph.energy, self.card)
         return graph
 
     def _weight_names(self, n: int) -> tuple[str, ...]:
         names = self._file.weight_names
-        return names if len(set(names)) == n else tuple(str(i) for i in range(n))
+        return names if len(names) == len(set(names)) == n else tuple(map(str, range(n)))
 
     def _chunk(self, start: int, graphs: list[Graph | str]) -> Chunk:
         n = len(graphs)
@@ -102,7 +95,9 @@ class HepMCReader:
             table[i] = graph.weights
         lower = [name.lower() for name in self._names]
         nominal = next((lower.index(name) for name in _NOMINAL if name in lower), 0)
-        others = {VARIATION + n: table[:, i] for i, n in enumerate(self._names) if i != nominal}
+        others = {
+            VARIATION + name: table[:, i] for i, name in enumerate(self._names) if i != nominal
+        }
         return {"weight": table[:, nominal], **others}
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from massrecon.errors import InputError, require_extra, unknown_name
 from massrecon.events.card import ProcessCard, load_card
-from massrecon.events.columns import Arrays
+from massrecon.events.columns import Arrays, no_events
 from massrecon.events.importers.chunk import ReadOptions
 from massrecon.events.importers.delphes import check_working_points
 from massrecon.events.importers.formats import PACKAGES, find_format, source_files
@@ -76,7 +76,7 @@ def import_events(
             b-tag, from the lowest bit on.
         mapping: For HDF5 files, kinds of objects and ``ptmiss`` to the names of their groups.
         n_max: Most entries to read.
-        workers: Number of processes that shower; None for one per processor.
+        workers: Number of processes that shower; None for one per processor, at most 8.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -172,7 +172,7 @@ def _take_all(
             intake.n_read += sum(reader.skipped.values())
             source.check(content=True)
     if not some:
-        sink.write(intake.no_events())
+        sink.write(no_events(card))
     if intake.skipped:
         listed = "; ".join(f"{n}: {what}" for what, n in intake.skipped.most_common())
         warnings.warn(

@@ -11,7 +11,7 @@ import numpy as np
 from massrecon.errors import ImportFileError
 from massrecon.events.card import ProcessCard
 from massrecon.events.cells import summarise_cells
-from massrecon.events.columns import Arrays, empty_arrays, layout
+from massrecon.events.columns import Arrays
 from massrecon.events.detector import detect
 from massrecon.events.importers.chunk import Chunk, Found, without_overlaps
 from massrecon.events.importers.graph import BROAD, mass_points
@@ -26,6 +26,7 @@ BAD_MAX = 0.5
 """Largest fraction of entries that may be skipped."""
 
 _ODD = 10
+"""Entries without the decay tree that any chunk may have: few of few are no large fraction."""
 
 REPEATED = "it repeats an earlier entry"
 
@@ -38,6 +39,8 @@ class Intake:
         skipped: Entries left out, by what was wrong with them.
         flow: How many entries passed each step.
         truth: Whether the true particles are kept; None as long as that is open.
+        known_masses: True masses of all entries [GeV], in the order of the card; None if not given.
+        cross_section_fb: Cross-section that the file gave last [fb], None if none.
     """
 
     def __init__(
@@ -89,12 +92,6 @@ class Intake:
             arrays["masses"] = masses[events]
         self._count(chunk, good, known, passed, events)
         return arrays
-
-    def no_events(self) -> Arrays:
-        """Returns event arrays without an event."""
-        names = ("p4", "present", "ptmiss", "weight", *self.card.attribute_names)
-        columns = layout(self.card)
-        return empty_arrays(self.card, {name: columns[name] for name in names}, 0)
 
     def finish(self, path: Any) -> dict[str, Any]:
         """Checks the sums and returns them for the provenance.

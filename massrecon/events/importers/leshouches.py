@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from massrecon.errors import ImportFileError
 from massrecon.events.card import ProcessCard
-from massrecon.events.importers.chunk import LARGEST_CHUNK, Chunk, ReadOptions
+from massrecon.events.importers.chunk import (
+    LARGEST_CHUNK,
+    Chunk,
+    ReadOptions,
+    refuse_other_energy,
+)
 from massrecon.events.importers.graph import Family, as_record, find_decay
 from massrecon.events.lhe import LheFile
 from massrecon.events.lheparse import INCOMING, OUTGOING
 from massrecon.events.particles import Particles
 from massrecon.events.tagging import heavy_flavour
-
-_BEAM_TOLERANCE = 0.01
 
 
 class PartonReader:
@@ -33,12 +35,7 @@ class PartonReader:
         """
         self.card, self.options = card, options
         self.file = LheFile.open(path, skip_bad=options.skip_bad)
-        if abs(self.file.beam_energy / card.beam_energy - 1) > _BEAM_TOLERANCE:
-            raise ImportFileError(
-                f"'{path}' has collisions at {self.file.beam_energy:g} GeV, the card '{card.name}' "
-                f"is for {card.beam_energy:g} GeV: check the units of the file, or change the "
-                "'beam_energy' of the card."
-            )
+        refuse_other_energy(path, self.file.beam_energy, card)
 
     @property
     def skipped(self) -> dict[str, int]:

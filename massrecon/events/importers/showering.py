@@ -97,7 +97,7 @@ def masses_in(card: ProcessCard, events: HardEvents) -> dict[str, float]:
     """
     found = {}
     for name, parameter in card.masses.items():
-        here = np.isin(np.abs(events.pdg), parameter.sets)
+        here = np.isin(np.abs(events.pdg), np.abs(parameter.sets))
         values = events.rows[here, 10]
         if not len(values):
             continue

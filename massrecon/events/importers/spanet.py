@@ -26,10 +26,18 @@ from massrecon.events.importers.chunk import (
     Chunk,
     ReadOptions,
     brief,
-    refuse_entries,
+    unreadable_entries,
 )
 from massrecon.events.objects import Objects
-from massrecon.events.particles import ELECTRON, MUON, PHOTON, Floats, Mask, finite_rows
+from massrecon.events.particles import (
+    ELECTRON,
+    MASSES,
+    MUON,
+    PHOTON,
+    Floats,
+    Mask,
+    finite_rows,
+)
 from massrecon.events.spanet_export import EXTRA
 
 USUAL_GROUPS = {
@@ -45,7 +53,6 @@ TRUTH = "REGRESSIONS/EVENT"
 
 _SLOTS_MAX = 1_000
 _ANGLE_TOLERANCE = 1e-3
-_MASS = {ELECTRON: 0.000510999, MUON: 0.1056584, PHOTON: 0.0}
 
 
 class SpanetReader:
@@ -80,7 +87,7 @@ class SpanetReader:
             except ImportFileError:
                 raise
             except Exception as error:  # damaged data ends in many kinds of errors
-                raise refuse_entries(
+                raise unreadable_entries(
                     self.path, start, stop, f"cannot be read ({brief(error)}). The file is damaged:"
                     " fetch or make it again."
                 ) from error  # fmt: skip
@@ -117,12 +124,11 @@ class SpanetReader:
                 for feature, data in self._file[f"INPUTS/{name}"].items():
                     shape = data.shape
                     lengths[f"INPUTS/{name}/{feature}"] = shape[0]
-                    if len(shape) != (1 if kind == "ptmiss" else 2) or max(shape[1:], default=0) > (
-                        _SLOTS_MAX
-                    ):
+                    n_axes = 1 if kind == "ptmiss" else 2
+                    if len(shape) != n_axes or max(shape[1:], default=0) > _SLOTS_MAX:
                         raise ImportFileError(
                             f"'INPUTS/{name}/{feature}' of '{self.path}' has the shape {shape}: "
-                            "objects need (N, K) with K up to 1000, ptmiss (N,)."
+                            f"objects need (N, K) with K up to {_SLOTS_MAX}, ptmiss (N,)."
                         )
         except ImportFileError:
             raise
@@ -178,7 +184,7 @@ class SpanetReader:
         what = f"a {kind} has a phi that is not its sine and cosine"
         defects[what] = np.bincount(twisted, minlength=len(here)) > 0
         flavour = _flavour(kind, one)
-        mass = one.get("mass", np.array([_MASS.get(int(f), 0.0) for f in np.nan_to_num(flavour)]))
+        mass = one.get("mass", np.array([MASSES.get(int(f), 0.0) for f in np.nan_to_num(flavour)]))
         bad = event[(one["pt"] < 0) | (mass < 0)]
         defects[f"a {kind} has a negative pt or mass"] = np.bincount(bad, minlength=len(here)) > 0
         with np.errstate(all="ignore"):  # what overflows is noted as not finite
@@ -238,7 +244,7 @@ def _angle(one: Mapping[str, np.ndarray], where: str) -> np.ndarray:
         return one["phi"]
     if "sin_phi" in one and "cos_phi" in one:
         return np.arctan2(one["sin_phi"], one["cos_phi"])
-    raise ImportFileError(f"{where} has neither 'phi' nor 'sin_phi' and 'cos_phi'.")
+    raise ImportFileError(f"{where} has neither 'phi' nor 'sin_phi' and 'cos_phi': add one.")
 
 
 def _twisted(one: Mapping[str, np.ndarray]) -> Mask:
@@ -252,6 +258,9 @@ def _twisted(one: Mapping[str, np.ndarray]) -> Mask:
 def _ptmiss(features: dict[str, np.ndarray], path: Path) -> Floats:
     size = next((features[name] for name in ("met", "pt") if name in features), None)
     if size is None:
-        raise ImportFileError(f"'{path}' has no 'met' or 'pt' in its group of missing energy.")
+        raise ImportFileError(
+            f"'{path}' has no 'met' or 'pt' in its group of missing energy: name another group "
+            "with mapping={'ptmiss': …} (--mapping ptmiss=…)."
+        )
     phi = _angle(features, f"{path}: INPUTS of missing energy").astype(np.float64)
     return size.astype(np.float64)[:, None] * np.stack([np.cos(phi), np.sin(phi)], axis=1)

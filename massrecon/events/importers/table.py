@@ -17,19 +17,17 @@ import numpy as np
 
 from massrecon.errors import ImportFileError
 from massrecon.events.card import COMPONENTS, ProcessCard, load_card
-from massrecon.events.columns import VARIATION, column_type, layout
+from massrecon.events.columns import MOMENTUM, VARIATION, column_type, layout, measured_arrays
 from massrecon.events.importers.chunk import (
     LARGEST_CHUNK,
     Chunk,
     ReadOptions,
     brief,
-    refuse_entries,
+    unreadable_entries,
 )
 from massrecon.events.objects import Objects
 from massrecon.events.partfile import METADATA_KEY
 from massrecon.events.particles import Floats, Mask
-
-_MOMENTUM = ("px", "py", "pz", "E")
 
 Columns = dict[str, np.ndarray]
 
@@ -61,9 +59,9 @@ class TableReader:
             try:
                 batch = next(batches)
             except StopIteration:
-                raise refuse_entries(self.path, start, stop, "are missing.") from None
+                raise unreadable_entries(self.path, start, stop, "are missing.") from None
             except Exception as error:  # damaged data ends in many kinds of errors
-                raise refuse_entries(
+                raise unreadable_entries(
                     self.path, start, stop, f"cannot be read ({brief(error)}). The file is damaged:"
                     " fetch or make it again."
                 ) from error  # fmt: skip
@@ -113,14 +111,14 @@ class TableReader:
                 f"{n_events}. Make it again."
             )
         columns = layout(card)
-        needed = ("p4", "present", "ptmiss", "weight", *card.attribute_names)
-        return about.get("columns") or [column for name in needed for column in columns[name]]
+        needed = [column for name in measured_arrays(card) for column in columns[name]]
+        return about.get("columns") or needed
 
     def _columns(self, schema: Any) -> list[str]:
         """Lists the columns to read, after checking that they are there and hold numbers."""
         wanted, optional = ["ptmiss_x", "ptmiss_y"], ["weight"]
         for kind, slots in self._slots.items():
-            wanted += [f"{slot}_{c}" for slot in slots or [kind] for c in _MOMENTUM]
+            wanted += [f"{slot}_{c}" for slot in slots or [kind] for c in MOMENTUM]
             optional += [f"{s}_{a}" for s in slots for a in ("present", *self.card.attribute_names)]
         missing = [name for name in wanted if name not in self._types]
         if missing:
@@ -169,7 +167,7 @@ class TableReader:
         )
 
     def _objects(self, slots: list[str], columns: Columns, n: int) -> Objects:
-        p4 = np.stack([_stack(columns, [f"{s}_{c}" for c in _MOMENTUM], n) for s in slots], axis=1)
+        p4 = np.stack([_stack(columns, [f"{s}_{c}" for c in MOMENTUM], n) for s in slots], axis=1)
         present = np.stack([self._present(s, columns, p4[:, i]) for i, s in enumerate(slots)], 1)
         event = np.nonzero(present)[0]
         attributes = {}

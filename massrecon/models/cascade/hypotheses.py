@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from massrecon.errors import InputError, ModelError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
+from massrecon.events.toycard import mass_parameter
 from massrecon.kinematics import fourvectors as fv
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_posterior import MassPosterior
@@ -212,11 +213,10 @@ class HypothesisReader(nn.Module):
 
 def mass_carriers(card: ProcessCard) -> tuple[str, ...]:
     """Returns the labels of the decaying particles that have a mass of the card."""
-    codes = {code for mass in card.masses.values() for code in mass.sets}
     return tuple(
         node.label
         for node in card.topology.nodes
-        if node.children and codes & set(card.particles[node.name].pdg)
+        if node.children and mass_parameter(card, node.name) is not None
     )
 
 

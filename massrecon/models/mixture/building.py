@@ -237,8 +237,8 @@ def response_of(card: ProcessCard) -> ResponseTable:
 
 def _carriers(card: ProcessCard, mass: str) -> list[str]:
     """Returns the names of the particles that have a mass of the card."""
-    codes = set(card.masses[mass].sets)
-    return [name for name, particle in card.particles.items() if codes & set(particle.pdg)]
+    parameter = card.masses[mass]
+    return [name for name, particle in card.particles.items() if parameter.belongs_to(particle)]
 
 
 def _gaps(
