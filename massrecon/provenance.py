@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import massrecon
-from massrecon.errors import StoreError, reason
+from massrecon.errors import MassReconError, StoreError, reason
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -47,23 +47,26 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path, what: str) -> dict[str, Any]:
+def read_json(
+    path: str | Path, what: str, failure: type[MassReconError] = StoreError
+) -> dict[str, Any]:
     """Reads what `write_json` wrote.
 
     Args:
         path: The file.
         what: What it should be, for the message, such as ``"a training prior"``.
+        failure: Which error to raise.
 
     Returns:
         Its content; empty if it is JSON of another kind.
 
     Raises:
-        StoreError: If it is missing or damaged.
+        MassReconError: If it is missing or damaged: a StoreError unless `failure` is another.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StoreError(f"'{path}' cannot be read as {what}: {reason(error)}.") from error
+        raise failure(f"'{path}' cannot be read as {what}: {reason(error)}.") from error
     return content if isinstance(content, dict) else {}
 
 

@@ -104,7 +104,7 @@ def test_rotations_commute_with_the_coordinates(events: Events, coordinates: Coo
     space = fitted(events, "card", coordinates)
     values = space.values(events)
     turns = torch.linspace(0, 6, len(events)), torch.where(torch.arange(len(events)) % 2 > 0, 1, -1)
-    turned = space.turn(values, turns)
+    turned = space.turn(values, *turns)
     x, y = space.encode(values), space.encode(turned)
     torch.testing.assert_close(x[:, :2].norm(dim=1), y[:, :2].norm(dim=1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(y[:, 2], x[:, 2] * turns[1], rtol=1e-4, atol=1e-5)
@@ -173,7 +173,7 @@ def test_quantities_of_particles_do_not_turn(events: Events) -> None:
     lab = (energy * at_rest + momentum * p_rest * cos) / parent[:, 3]
     torch.testing.assert_close(lab, h.square().sum(1).sqrt(), rtol=1e-4, atol=1e-2)
     angle, flip = torch.rand(len(events)), torch.ones(len(events))
-    assert torch.equal(space.turn(space.values(events), (angle, flip)), space.values(events))
+    assert torch.equal(space.turn(space.values(events), angle, flip), space.values(events))
 
 
 def test_errors_name_the_remedy(events: Events) -> None:

@@ -21,15 +21,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from massrecon.errors import InputError, ModelError, ShapeError
+from massrecon.errors import InputError, ModelError, ShapeError, reason
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.events.container import Events
 from massrecon.models.head import DensityKind
 from massrecon.provenance import file_sha256, replacing_folder, versions
 
+FORMAT = "massrecon-model"
 FORMAT_VERSION = 1
 HEADER_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+HISTORY_FILE = "history.json"
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the models that come with massrecon."""
 
@@ -208,7 +210,7 @@ class MassModel(nn.Module, ABC):
         if reserved := sorted(_RESERVED & metadata.keys()):
             raise InputError(f"'{reserved[0]}' is written by save() itself: choose another name.")
         header = {
-            "format": "massrecon-model",
+            "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "model": self.name,
             "config": dataclasses.asdict(self.config),
@@ -261,9 +263,29 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> MassMo
             f"'{folder}' holds a model '{header.get('model')}', unknown to this massrecon: it "
             f"knows {', '.join(MODELS)}."
         )
+    return rebuilt(folder, header, MODELS[header["model"]], device)
+
+
+def rebuilt(
+    folder: str | Path,
+    header: Mapping[str, Any],
+    family: type[MassModel],
+    device: str | torch.device,
+) -> MassModel:
+    """Builds the model of a folder from what its header says, with its weights and metadata.
+
+    Args:
+        folder: The folder.
+        header: What `read_header` finds there.
+        family: Class of the model.
+        device: Where to put the weights.
+
+    Raises:
+        ModelError: If header or weights are damaged, or of another version.
+    """
     weights = read_weights(folder, header)
     try:
-        model = MODELS[header["model"]].from_config(load_card(header["card"]), header["config"])
+        model = family.from_config(load_card(header["card"]), header["config"])
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, InputError) as error:
         raise ModelError(
@@ -288,19 +310,37 @@ def read_header(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         known = f" By name there are: {', '.join(shipped_models())}." if shipped_models() else ""
         raise ModelError(f"'{folder}' is not a saved model: it has no {HEADER_FILE}.{known}")
+    return read_versioned(path, FORMAT, FORMAT_VERSION, "restore or retrain the model")
+
+
+def read_versioned(path: Path, format: str, newest: int, remedy: str) -> dict[str, Any]:
+    """Reads a JSON file that says of itself which format it has, in which version.
+
+    Args:
+        path: The file.
+        format: Name of the format.
+        newest: Newest version that can be read.
+        remedy: What to do if the file is damaged, for the message.
+
+    Raises:
+        ModelError: If it is damaged, of another format, or of a newer version.
+    """
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"'{path}' is damaged ({error}): restore or retrain the model.") from error
-    if not isinstance(header, dict) or header.get("format") != "massrecon-model":
-        raise ModelError(f"'{path}' was not written by massrecon: pass the folder of a model.")
-    version = header.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"'{path}' is damaged ({reason(error)}): {remedy}.") from error
+    if not isinstance(content, dict) or content.get("format") != format:
         raise ModelError(
-            f"'{path}' has format version {version}, this massrecon reads up to {FORMAT_VERSION}: "
-            "install a newer massrecon."
+            f"'{path}' was not written by massrecon, for its 'format' is not '{format}': pass "
+            "another folder."
         )
-    return header
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > newest:
+        raise ModelError(
+            f"'{path}' has format version {version}, this massrecon reads up to {newest}: install "
+            "a newer massrecon."
+        )
+    return content
 
 
 def read_weights(folder: str | Path, header: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -331,7 +371,7 @@ def check_model_folder(folder: str | Path) -> None:
     Raises:
         ModelError: If it is a file, or holds other files.
     """
-    if refuse_other_files(folder, (HEADER_FILE, WEIGHTS_FILE, "history.json")):
+    if refuse_other_files(folder, (HEADER_FILE, WEIGHTS_FILE, HISTORY_FILE)):
         read_header(folder)
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massrecon.models.base import Prepared
+from massrecon.errors import InputError
+from massrecon.events.container import Events
+from massrecon.models.base import MassModel, Prepared
 from massrecon.models.checkpoint import TrainingState
 from massrecon.models.ranks import ALONE, Rank
 from massrecon.models.recipe import TrainingConfig
@@ -118,6 +120,18 @@ def shared(data: Prepared, rows: Tensor, rank: Rank) -> Prepared:
 @functools.lru_cache(maxsize=2)
 def _epoch_order(n_events: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n_events, generator=numbered_generator("cpu", seed, "order", epoch))
+
+
+def prepared_with_truth(model: MassModel, events: Events) -> Prepared:
+    """Prepares simulated events.
+
+    Raises:
+        InputError: If they carry no truth.
+    """
+    data = model.prepare(events)
+    if "targets" not in data:
+        raise InputError("Training needs events with truth: use simulated events.")
+    return data
 
 
 def length_of(data: Prepared) -> int:

@@ -19,7 +19,6 @@ from massrecon.models.recipe import Plan, TrainingConfig
 from massrecon.provenance import replacing_file
 
 CHECKPOINT_FILE = "training.ckpt"
-HISTORY_FILE = "history.json"
 
 STOP_FILE = "stop"
 """A file of this name beside the checkpoint asks a training to end after its present round."""

@@ -18,10 +18,9 @@ from massrecon.errors import InputError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.kinematics import fourvectors as fv
+from massrecon.models.base import Prepared
 from massrecon.models.encoder import TransformerEncoder, masked_mean, token_mlp
 from massrecon.models.features import Scaling, rotate_and_flip
-
-Prepared = dict[str, Tensor]
 
 _FLAVOURS = (11, 13, 15)
 _MOMENTUM_FEATURES = 10

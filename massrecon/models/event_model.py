@@ -16,6 +16,7 @@ from massrecon.events.container import Events
 from massrecon.models.base import MassModel, Prepared, checked_targets
 from massrecon.models.blocks import blocks_with_context
 from massrecon.models.event_encoder import EncoderConfig, EventEncoder
+from massrecon.models.features import random_turns
 from massrecon.models.head import Head
 from massrecon.models.noise import Draws
 from massrecon.models.targets import Coordinates, TargetChoice, TargetSpace
@@ -151,11 +152,9 @@ class EventModel(MassModel):
 
     def augment(self, batch: Prepared, generator: torch.Generator) -> Prepared:
         """Turns events about the beam and flips pz."""
-        n, device = len(batch["objects"]), generator.device
-        angle = 2 * math.pi * torch.rand(n, generator=generator, device=device)
-        flip = 1.0 - 2 * torch.randint(2, (n,), generator=generator, device=device)
+        angle, flip = random_turns(len(batch["objects"]), generator)
         turned = self.encoder.turn(batch, angle, flip)
-        return {**turned, "targets": self.targets.turn(batch["targets"], (angle, flip))}
+        return {**turned, "targets": self.targets.turn(batch["targets"], angle, flip)}
 
     def encode(self, batch: Prepared) -> Tensor:
         """Computes the context of each event of a prepared batch, shape ``(N, C)``."""

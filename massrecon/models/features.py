@@ -198,10 +198,15 @@ def augment_momenta(*groups: Tensor, generator: torch.Generator) -> tuple[Tensor
     Returns:
         New tensors of the same shapes.
     """
-    n, device = len(groups[0]), generator.device
-    angle = 2 * math.pi * torch.rand(n, generator=generator, device=device)
-    flip = 1.0 - 2 * torch.randint(2, (n,), generator=generator, device=device)
+    angle, flip = random_turns(len(groups[0]), generator)
     return tuple(rotate_and_flip(group, angle, flip) for group in groups)
+
+
+def random_turns(n_events: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws angles about the beam [rad] and signs of pz, each ``(N,)``."""
+    device = generator.device
+    angle = 2 * math.pi * torch.rand(n_events, generator=generator, device=device)
+    return angle, 1.0 - 2 * torch.randint(2, (n_events,), generator=generator, device=device)
 
 
 def rotate_and_flip(momenta: Tensor, angle: Tensor, flip: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ loads its weights.
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from typing import Any, Literal
 import torch
 
 from massrecon.errors import ModelError, reason
-from massrecon.models.base import HEADER_FILE
-from massrecon.models.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, STOP_FILE
+from massrecon.models.base import HEADER_FILE, HISTORY_FILE
+from massrecon.models.checkpoint import CHECKPOINT_FILE, STOP_FILE
+from massrecon.provenance import read_json
 
 Stage = Literal["waiting", "running", "stopping", "finished"]
 
@@ -97,9 +97,10 @@ def training_progress(folder: str | Path) -> TrainingProgress:
         if (place / CHECKPOINT_FILE).is_file():
             return _from_checkpoint(place)
         if (place / HISTORY_FILE).is_file():
-            return _from_history(place, _json(place / HISTORY_FILE))
+            history = read_json(place / HISTORY_FILE, "the history of a training", ModelError)
+            return _from_history(place, history)
         if (place / HEADER_FILE).is_file():
-            history = _json(place / HEADER_FILE).get("history")
+            history = read_json(place / HEADER_FILE, "a model card", ModelError).get("history")
             if isinstance(history, Mapping):
                 return _from_history(place, history)
     return TrainingProgress(
@@ -169,14 +170,6 @@ def _from_history(folder: Path, history: Mapping[str, Any]) -> TrainingProgress:
         raise ModelError(
             f"The history in '{folder}' is not one of a training: {error!r}."
         ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"'{path}' cannot be read: {reason(error)}.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _age(path: Path) -> float:

@@ -200,7 +200,7 @@ class Plan:
     def rounds_left(self, step: int, rounds: int) -> int:
         """Returns how many rounds are still to come after a step."""
         rounds = min(rounds, self.most_rounds)
-        return rounds - math.floor(rounds * self.progress(step) + 1e-9)
+        return rounds - math.floor(rounds * self.progress(step) + _ROUNDING)
 
     def remade(self, step: int, steps_left: int) -> Plan:
         """Returns the plan that goes on from a step and ends `steps_left` steps later."""

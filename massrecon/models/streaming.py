@@ -20,10 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from massrecon.errors import InputError, ModelError
+from massrecon.errors import ModelError
 from massrecon.events.stream import EventStream
 from massrecon.models.base import MassModel, Prepared
-from massrecon.models.batches import NumberedBatches, numbered_generator, shared
+from massrecon.models.batches import (
+    NumberedBatches,
+    numbered_generator,
+    prepared_with_truth,
+    shared,
+)
 from massrecon.models.checkpoint import TrainingState
 from massrecon.models.ranks import ALONE, Rank
 from massrecon.models.recipe import TrainingConfig
@@ -71,14 +76,16 @@ def prepare_parts(
     parts = PreparedParts(folder, stream.sizes)
     for number in tqdm(range(len(stream.sizes)), "prepare", unit=" parts", disable=not progress):
         if stream.sizes[number] and not parts.file(number).exists():
-            save_prepared(model.prepare(stream.part(number)), parts.file(number))
+            save_prepared(prepared_with_truth(model, stream.part(number)), parts.file(number))
     return parts
 
 
 def save_prepared(data: Prepared, path: Path) -> None:
-    """Writes prepared events to a file, whole or not at all."""
-    if "targets" not in data:
-        raise InputError("Training needs events with truth: use simulated events.")
+    """Writes prepared events to a file, whole or not at all.
+
+    Raises:
+        ModelError: If there is no room on the disk.
+    """
     try:
         tensors = {name: tensor.contiguous() for name, tensor in data.items()}
         with replacing_file(path) as fresh:

@@ -15,7 +15,7 @@ from massrecon.errors import InputError
 from massrecon.events.container import Events
 from massrecon.events.stream import EventStream
 from massrecon.models.base import MassModel, Prepared, load_model
-from massrecon.models.batches import Batches, NumberedBatches
+from massrecon.models.batches import Batches, NumberedBatches, prepared_with_truth
 from massrecon.models.checkpoint import TrainingState, fingerprint_of
 from massrecon.models.ranks import Rank, read_orders, write_orders
 from massrecon.models.recipe import TrainingConfig
@@ -118,15 +118,3 @@ def training_data(
     model.fit_scaling(events)
     data = prepared_with_truth(model, events)
     return data, fingerprint_of(data)
-
-
-def prepared_with_truth(model: MassModel, events: Events) -> Prepared:
-    """Prepares simulated events.
-
-    Raises:
-        InputError: If they carry no truth.
-    """
-    data = model.prepare(events)
-    if "targets" not in data:
-        raise InputError("Training needs events with truth: use simulated events.")
-    return data

@@ -16,18 +16,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from massrecon.errors import InputError, ModelError, unknown_name
-from massrecon.events.card import ProcessCard, load_card
+from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.kinematics import fourvectors as fv
 from massrecon.models.assembly import assembled, content_accepted, replaced
 from massrecon.models.autoregressive import AutoregressiveConfig, AutoregressiveHead
-from massrecon.models.base import MassModel, Prepared, read_header, read_weights
+from massrecon.models.base import MassModel, Prepared, read_header, rebuilt
 from massrecon.models.blocks import blocks_with_context
 from massrecon.models.content import ContentModel
 from massrecon.models.diffusion import DiffusionConfig, DiffusionHead
@@ -371,16 +371,7 @@ def load_surrogate(folder: str | Path, device: str | torch.device = "cpu") -> Su
     header = read_header(folder)
     if header.get("model") != Surrogate.name:
         raise ModelError(f"'{folder}' holds a model '{header.get('model')}': use load_model.")
-    weights = read_weights(folder, header)
-    try:
-        model = Surrogate.from_config(load_card(header["card"]), header["config"])
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError, InputError) as error:
-        raise ModelError(
-            f"'{folder}' does not describe a surrogate of this massrecon ({error}): retrain it."
-        ) from error
-    model.metadata = {k: header[k] for k in ("seed", "n_train", "metrics") if k in header}
-    return model.to(device).eval()
+    return cast(Surrogate, rebuilt(folder, header, Surrogate, device))
 
 
 def _turned_partons(partons: Tensor) -> tuple[Tensor, Tensor]:

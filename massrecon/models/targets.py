@@ -208,11 +208,17 @@ class TargetSpace(nn.Module):
             columns[first : first + 3] = [u * pt / length, v * pt / length, pt * torch.sinh(eta)]
         return torch.stack(columns, dim=-1)
 
-    def turn(self, values: Tensor, generator_turn: tuple[Tensor, Tensor]) -> Tensor:
-        """Turns momenta ``(..., N, R)`` by angles ``(N,)`` and flips pz by signs ``(N,)``."""
+    def turn(self, values: Tensor, angle: Tensor, flip: Tensor) -> Tensor:
+        """Turns the columns of events about the beam and flips pz.
+
+        Args:
+            values: Columns [GeV], shape ``(..., N, R)``; masses and quantities stay as they are.
+            angle: Angle of each event [rad], shape ``(N,)``.
+            flip: 1 or -1 for each event, shape ``(N,)``.
+        """
         if self.choice == "masses" or is_quantity(self.choice):
             return values
-        angle, flip = (t.to(values).unsqueeze(-1) for t in generator_turn)
+        angle, flip = (t.to(values).unsqueeze(-1) for t in (angle, flip))
         px, py, pz, m = values.unflatten(-1, (-1, 4)).unbind(dim=-1)
         cos, sin = angle.cos(), angle.sin()
         turned = (cos * px - sin * py, sin * px + cos * py, flip * pz, m)

@@ -30,10 +30,14 @@ from tqdm import tqdm
 from massrecon.errors import ModelError, TrainingStopped
 from massrecon.events.container import Events
 from massrecon.events.stream import EventStream
-from massrecon.models.base import MassModel, Prepared
-from massrecon.models.batches import NumberedBatches, length_of, numbered_generator
+from massrecon.models.base import HISTORY_FILE, MassModel, Prepared
+from massrecon.models.batches import (
+    NumberedBatches,
+    length_of,
+    numbered_generator,
+    prepared_with_truth,
+)
 from massrecon.models.checkpoint import (
-    HISTORY_FILE,
     STOP_FILE,
     TrainingState,
     fingerprint_of,
@@ -54,7 +58,6 @@ from massrecon.models.streaming import PreparedParts, prepare_parts
 from massrecon.models.supplies import (
     batches_of,
     hand_over,
-    prepared_with_truth,
     supplies_folder,
     taken_over,
     training_data,

@@ -27,7 +27,7 @@ class CascadeConfig(SequentialConfig, CascadeEncoderConfig, TargetConfig):
 
     Attributes:
         canonical: Whether events are turned to a common direction (leptons and photons at azimuth
-            0 and forward) instead of being turned at random in training.
+            0 and forward, see `canonical_frame`) instead of being turned at random in training.
         assignment_weight: Weight of the auxiliary loss, from which side of the decay objects come.
     """
 
@@ -169,20 +169,21 @@ class Cascade(EventModel):
         """Turns targets as `prepare` turns their events."""
         if not self.config.canonical:
             return targets
-        return self.targets.turn(targets, canonical_frame(events))
+        return self.targets.turn(targets, *canonical_frame(events))
 
     def out_of_frame(self, targets: Tensor, events: Events) -> Tensor:
         """Turns targets back."""
         if not self.config.canonical:
             return targets
         angle, flip = canonical_frame(events)
-        return self.targets.turn(targets, (-angle, flip))
+        return self.targets.turn(targets, -angle, flip)
 
 
 def canonical_frame(events: Events) -> tuple[Tensor, Tensor]:
-    """Returns how to turn each event so that its leptons and photons are at azimuth 0, forward.
+    """Returns how to turn each event so that its objects but the jets are at azimuth 0, forward.
 
-    Where an event has none, the missing momentum gives the azimuth and the objects the sign.
+    These are leptons and photons, and large-radius jets. Where an event has none, the missing
+    momentum gives the azimuth and all objects the sign.
 
     Returns:
         Angles ``(N,)`` [rad] and signs of pz ``(N,)``, float32 on the processor.

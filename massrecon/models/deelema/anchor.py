@@ -63,7 +63,7 @@ class Edge:
     def interval(self, level: float = 0.6827) -> tuple[float, float]:
         """Returns the confidence interval [GeV]: the replicas mirrored at the edge."""
         tails = torch.tensor([0.5 * (1 + level), 0.5 * (1 - level)], dtype=torch.float64)
-        high, low = (2 * self.value - self.replicas.quantile(tails)).tolist()[::-1]
+        low, high = (2 * self.value - self.replicas.quantile(tails)).tolist()
         return low, high
 
 

@@ -32,7 +32,7 @@ from massrecon.errors import InputError, ModelError, ShapeError
 from massrecon.events.container import Events
 from massrecon.kinematics.legs import DecayLegs
 from massrecon.kinematics.topology import DecayTopology
-from massrecon.models.base import refuse_other_files
+from massrecon.models.base import read_versioned, refuse_other_files
 from massrecon.models.deelema.anchor import Edge
 from massrecon.models.deelema.calibration import Simulator, anchor_edges
 from massrecon.models.deelema.config import DeeLeMaConfig
@@ -47,6 +47,7 @@ from massrecon.provenance import file_sha256, replacing_folder, versions
 
 HEADER_FILE = "deelema.json"
 WEIGHTS_FILE = "weights.safetensors"
+FORMAT = "massrecon-deelema"
 FORMAT_VERSION = 1
 _CHUNK = 16_384
 
@@ -354,7 +355,7 @@ class DeeLeMa:
             state = {**_state("network", self.network), **_state("masses", self.global_masses)}
             safetensors.torch.save_file(state, fresh / WEIGHTS_FILE)
             header = {
-                "format": "massrecon-deelema",
+                "format": FORMAT,
                 "format_version": FORMAT_VERSION,
                 "topology": _legs_to_dict(self.structure.legs),
                 "config": dataclasses.asdict(self.config),
@@ -443,13 +444,4 @@ def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER_FILE
     if not path.is_file():
         raise ModelError(f"'{folder}' is not a saved DeeLeMa: it has no {HEADER_FILE}.")
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"'{path}' is damaged ({error}): restore it or fit again.") from error
-    version = header.get("format_version") if isinstance(header, dict) else None
-    if not isinstance(version, int) or header.get("format") != "massrecon-deelema":
-        raise ModelError(f"'{path}' was not written by massrecon: pass the folder of a DeeLeMa.")
-    if version > FORMAT_VERSION:
-        raise ModelError(f"'{path}' has format version {version}: install a newer massrecon.")
-    return header
+    return read_versioned(path, FORMAT, FORMAT_VERSION, "restore it or fit again")
