@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from massrecon.errors import InputError, MassReconError, StoreError, require_extra, unknown_name
+from massrecon.errors import (
+    InputError,
+    MassReconError,
+    StoreError,
+    reason,
+    require_extra,
+    unknown_name,
+)
 from massrecon.events.columns import MOMENTUM, VARIATION, to_columns
 from massrecon.events.partfile import write_part
 from massrecon.events.spanet_export import write_spanet
@@ -59,7 +66,7 @@ def export_events(events: Events, path: str | Path, format: str | None = None) -
         raise
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to HDF5
         raise StoreError(
-            f"'{path}' cannot be written: {error}. Free some space or choose another place."
+            f"'{path}' cannot be written: {reason(error)}. Free some space or choose another place."
         ) from error
 
 

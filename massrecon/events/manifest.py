@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from massrecon.errors import CardError, StoreError
+from massrecon.errors import CardError, StoreError, reason
 from massrecon.events.card import ProcessCard, load_card
 from massrecon.provenance import write_text
 
@@ -68,8 +68,8 @@ def write_manifest(
         write_text(folder / MANIFEST, manifest_text(content))
     except OSError as error:
         raise StoreError(
-            f"'{folder / MANIFEST}' cannot be written: {error}. The parts that were finished "
-            "before are valid: free some space and run the same command again."
+            f"'{folder / MANIFEST}' cannot be written: {reason(error)}. The parts that were "
+            "finished before are valid: free some space and run the same command again."
         ) from error
 
 
@@ -103,9 +103,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(_absence(folder)) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"'{path}' is damaged ({error}): {_repair(folder)}.") from error
+        raise StoreError(f"'{path}' is damaged ({reason(error)}): {_repair(folder)}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise StoreError(f"'{path}' is not the manifest of an event folder.")
+        raise StoreError(
+            f"'{path}' is not the manifest of an event folder: pass a folder written by 'simulate' "
+            "or 'save'."
+        )
     schema = manifest.get("schema")
     if schema not in READABLE:
         raise StoreError(
@@ -168,7 +171,10 @@ def _lock(folder: Path) -> TextIO:
         try:
             file = (folder / LOCK).open("w")
         except OSError as error:
-            raise StoreError(f"The folder '{folder}' cannot be written to: {error}.") from error
+            raise StoreError(
+                f"The folder '{folder}' cannot be written to: {reason(error)}. Check its "
+                "permissions, or choose another folder."
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
@@ -182,7 +188,10 @@ def _lock(folder: Path) -> TextIO:
             pass
         except OSError as error:
             file.close()
-            raise StoreError(f"The folder '{folder}' cannot be locked: {error}.") from error
+            raise StoreError(
+                f"The folder '{folder}' cannot be locked: {reason(error)}. Choose one on a file "
+                "system that has locks."
+            ) from error
         file.close()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from massrecon.errors import StoreError
+from massrecon.errors import StoreError, reason
 from massrecon.events.card import ProcessCard
 from massrecon.events.columns import (
     Arrays,
@@ -62,8 +62,8 @@ def write_part(
             digest = file_sha256(fresh)
     except OSError as error:
         raise StoreError(
-            f"'{path}' cannot be written: {error}. The parts that were finished before are valid: "
-            "free some space and run the same command again."
+            f"'{path}' cannot be written: {reason(error)}. The parts that were finished before are "
+            "valid: free some space and run the same command again."
         ) from error
     return digest
 
@@ -134,7 +134,7 @@ class PartFile:
         except FileNotFoundError:
             raise StoreError(f"'{path}' is missing: {remedy}.") from None
         except OSError as error:
-            raise StoreError(f"'{path}' cannot be read ({error}): {remedy}.") from error
+            raise StoreError(f"'{path}' cannot be read ({reason(error)}): {remedy}.") from error
         found = hashlib.sha256(data).hexdigest()
         if sha256 is not None and found != sha256:
             raise StoreError(f"'{path}' is damaged (its checksum differs): {remedy}.")

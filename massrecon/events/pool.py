@@ -80,8 +80,8 @@ class WorkerPool:
             self.close()
             if isinstance(error, OSError):
                 raise errors.StoreError(
-                    f"The workers cannot write to '{folder}': {error}. Free some space and run the "
-                    "same command again."
+                    f"The workers cannot write to '{folder}': {errors.reason(error)}. Free some "
+                    "space and run the same command again."
                 ) from error
             raise
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from massrecon.errors import InputError, ShapeError, StoreError
+from massrecon.errors import InputError, ShapeError, StoreError, reason
 from massrecon.events.card import ProcessCard
 from massrecon.events.checks import refuse_unphysical
 from massrecon.events.columns import (
@@ -195,8 +195,8 @@ class StoreWriter:
 
     def _failure(self, error: OSError) -> StoreError:
         return StoreError(
-            f"'{self._path}' cannot be written: {error}. What was there before is unchanged: free "
-            "some space, or choose another folder, and run the same command again."
+            f"'{self._path}' cannot be written: {reason(error)}. What was there before is "
+            "unchanged: free some space, or choose another folder, and run the same command again."
         )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from massrecon.errors import InputError, RunError, require_extra, unknown_name
+from massrecon.errors import InputError, RunError, reason, require_extra, unknown_name
 from massrecon.provenance import file_sha256, write_json, write_text
 from massrecon.runs.notebooks import notebook_folder
 
@@ -55,7 +55,9 @@ def copy_notebooks(folder: str | Path) -> dict[str, Outcome]:
                 copied[name] = file_sha256(source)
         write_json(folder / _RECORD, {"format": "massrecon-lab-1", "copied": copied})
     except OSError as error:
-        raise InputError(f"'{folder}' cannot be written to: {error}.") from error
+        raise InputError(
+            f"'{folder}' cannot be written to: {reason(error)}. Choose another folder."
+        ) from error
     return outcome
 
 

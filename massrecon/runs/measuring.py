@@ -103,6 +103,9 @@ def measure_file(
 
     Raises:
         InputError: If `model` is neither, there are no events, or they are of another process.
+        ImportFileError: If a file of another program cannot be read.
+        ModelError: If the model is damaged.
+        StoreError: If a folder of events is damaged.
     """
     folder = Path(out)
     source = _source(model, card)
@@ -148,12 +151,15 @@ def _events(path: Path, source: MassModel | str, card: str | Path | None, folder
     if (path / MANIFEST).is_file() or (not path.exists() and str(path) in shipped_samples()):
         return load_events(path, partial=True)
     if not path.exists():
-        raise InputError(f"There is no file or folder '{path}'.")
+        names = ", ".join(shipped_samples())
+        raise InputError(
+            f"There is no file or folder '{path}': check the path, or choose one of {names}."
+        )
     own: str | Path | ProcessCard | None = card
     if own is None and isinstance(source, MassModel):
         own = source.card
     if own is None:
-        raise InputError("A file needs a process card to be read with: pass 'card'.")
+        raise InputError("A file needs a process card to be read with: pass 'card' (--card).")
     return import_events(path, own, folder / "events")
 
 

@@ -243,7 +243,7 @@ def finish_run(
     summary = out / SUMMARY_FILE
     if not summary.is_file():
         raise RunError(
-            f"{path.name} wrote no {SUMMARY_FILE}: its last cell should. See {out / path.name}."
+            f"{path.name} wrote no summary.json: its last cell should. See {out / path.name}."
         )
     write_json(out / RECORD_FILE, {**_request(path, parameters), "wall_seconds": round(seconds, 1)})
     return json.loads(summary.read_text(encoding="utf-8"))

@@ -25,7 +25,13 @@ from massrecon.errors import GenerationError
 from massrecon.events.generator import PoolMaker
 from massrecon.events.pool import WorkerPool
 from massrecon.events.request import Request
-from massrecon.runs.scan.clusters import ClusterChoice, connected, local_workers, read_profile
+from massrecon.runs.scan.clusters import (
+    ClusterChoice,
+    connected,
+    is_lost,
+    local_workers,
+    read_profile,
+)
 
 _ATTEMPTS = 3
 """How often a part is started whose workers die."""
@@ -119,7 +125,7 @@ class ClusterPool:
                 yield {"part": part, "done": future.result()}
                 continue
             error = future.exception() if future.status == "error" else None
-            if error is not None and type(error).__name__ not in ("KilledWorker", "CancelledError"):
+            if error is not None and not is_lost(error):
                 raise error
             if self._attempts[part] >= _ATTEMPTS:
                 raise GenerationError(

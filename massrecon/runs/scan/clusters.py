@@ -131,6 +131,11 @@ def connected(choice: ClusterChoice) -> Iterator[Any]:
         yield stack.enter_context(client)
 
 
+def is_lost(error: BaseException | None) -> bool:
+    """Says of the error of a task whether its worker died, rather than that its work failed."""
+    return error is None or type(error).__name__ in ("KilledWorker", "CancelledError")
+
+
 def _local(distributed: Any, choice: ClusterChoice) -> Any:
     """Starts workers of one thread each, reachable by this user only."""
     try:

@@ -62,6 +62,12 @@ class Point:
         return scan / "points" / self.key
 
 
+def failure_line(point: Point, state: str, error: str) -> str:
+    """Says in a line which point failed, how, and the first line of what went wrong."""
+    values = ", ".join(f"{name}={value}" for name, value in point.values.items())
+    return f"{state}: {values}: {error.splitlines()[0] if error else ''}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PointState:
     """How far a point is.

@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from massrecon.runs.scan.point import FAILURES, Point, PointState
+from massrecon.runs.scan.point import FAILURES, LOG_FILE, Point, PointState, failure_line
 
 _LINES = ("done", "running", "waiting", *FAILURES)
 _BETWEEN = 30.0
@@ -66,9 +66,8 @@ class ScanProgress:
         self.counts["running"] -= 1
         self.counts[state.state] += 1
         if self._show and state.state in FAILURES:
-            values = ", ".join(f"{name}={value}" for name, value in point.values.items())
-            reason = state.error.splitlines()[0] if state.error else ""
-            text = f"{state.state}: {values}: {reason} (points/{point.key}/log.txt)"
+            line = failure_line(point, state.state, state.error)
+            text = f"{line} (points/{point.key}/{LOG_FILE})"
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._draw()
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import queue
 import shutil
+import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -23,7 +24,13 @@ from massrecon.runs.notebooks import (
     notebook_sha256,
 )
 from massrecon.runs.scan.catalogue import planned_points, rebuild_catalogue, write_plan
-from massrecon.runs.scan.clusters import ClusterChoice, connected, fair_memory, local_workers
+from massrecon.runs.scan.clusters import (
+    ClusterChoice,
+    connected,
+    fair_memory,
+    is_lost,
+    local_workers,
+)
 from massrecon.runs.scan.design import Design, load_design, parameters_of, points_of
 from massrecon.runs.scan.execution import run_point
 from massrecon.runs.scan.limits import Limits
@@ -71,8 +78,8 @@ class ScanPlan:
             state = PointState.load(point.folder(out))
             if state is not None and (state.state in FAILURES or is_done(point.folder(out))):
                 states[point.key] = state
-        times = sorted(state.seconds for state in states.values() if state.state == "done")
-        return cls(list(points), states, times[len(times) // 2] if times else None)
+        times = [state.seconds for state in states.values() if state.state == "done"]
+        return cls(list(points), states, statistics.median(times) if times else None)
 
     @property
     def waiting(self) -> list[Point]:
@@ -342,8 +349,10 @@ class _Running:
             return point, self._state_on_disk(point, key[-1]) or future.result()
         error = future.exception() if future.status == "error" else None
         if isinstance(error, OSError):
-            raise RunError(f"A worker cannot write: {error}. Then the same command goes on.")
-        if error is not None and type(error).__name__ not in ("KilledWorker", "CancelledError"):
+            raise RunError(
+                f"A worker cannot write: {error}. See to its disk; then the same command goes on."
+            )
+        if error is not None and not is_lost(error):
             raise error
         return point, None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from massrecon.errors import InputError, StoreError
 from massrecon.events.manifest import locked
 from massrecon.provenance import write_text
 from massrecon.runs.scan.catalogue import planned_points, rebuild_catalogue, write_table
-from massrecon.runs.scan.point import FAILURES
+from massrecon.runs.scan.point import FAILURES, failure_line
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,10 @@ def scan_status(folder: str | Path) -> ScanStatus:
     failures = []
     for row in rows:
         if row["state"] in FAILURES:
-            values = ", ".join(f"{n}={v}" for n, v in points[row["key"]].values.items())
-            reason = row["error"].splitlines()[0] if row["error"] else ""
-            failures.append(f"{row['state']}: {values}: {reason} (points/{row['key']})")
-    times = sorted(row["seconds"] for row in rows if row["state"] == "done")
-    middle = times[len(times) // 2] if times else None
+            line = failure_line(points[row["key"]], row["state"], row["error"])
+            failures.append(f"{line} (points/{row['key']})")
+    times = [row["seconds"] for row in rows if row["state"] == "done"]
+    middle = statistics.median(times) if times else None
     counts = Counter(row["state"] for row in rows)
     return ScanStatus(dict(counts), len(rows), running, middle, failures)
 
