@@ -87,6 +87,7 @@ PARAMETERS = {
         "outliers",
         "log_term",
         "background",
+        "regions",
         "step",
         "n_samples",
         "seed",
