@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, unknown_name
+from massrecon.inference.estimators import check_level
 from massrecon.inference.massgrid import MassAxes, step_of
 
 Estimator = Literal["mode", "mean", "median", "window"]
@@ -184,7 +185,7 @@ class GridPosterior(MassAxes):
         Raises:
             InputError: If the level is not between 0 and 1.
         """
-        _check_level(level)
+        check_level(level)
         found = []
         for name in self.names:
             edges, below = self._distribution(name)
@@ -201,7 +202,7 @@ class GridPosterior(MassAxes):
         Raises:
             InputError: If the level is not between 0 and 1.
         """
-        _check_level(level)
+        check_level(level)
         ordered = self.log_prob.sort(-1, descending=True).values
         held = (ordered.exp() * self.volume).cumsum(-1)
         last = (held < level).sum(-1, keepdim=True).clamp_max(held.shape[-1] - 1)
@@ -248,11 +249,6 @@ class GridPosterior(MassAxes):
         if name not in self.axes:
             raise unknown_name("mass", name, self.names)
         return self.names.index(name)
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise InputError(f"'level' should be between 0 and 1, got {level}.")
 
 
 def _pick(values: Tensor, index: Tensor, dim: int) -> Tensor:
