@@ -15,6 +15,7 @@ from massrecon.inference.diagnostics import efficiency
 from massrecon.inference.novelty import recorded_reference
 from massrecon.inference.posterior import mass_targets, reconstruct
 from massrecon.inference.prior import recorded_prior
+from massrecon.inference.statistics import SAME_MASS
 from massrecon.models import create_model
 from massrecon.models.base import MassModel, check_model_folder
 from massrecon.models.streaming import SCALING_EVENTS
@@ -184,7 +185,7 @@ def _metrics(events: Events, model: MassModel) -> dict[str, Metric]:
     names = model.target_names
     if events.masses is None or not set(mass_targets(events.card, names)) <= {*names}:
         return {}
-    varying = (events.masses.amax(0) - events.masses.amin(0) > 1.0).tolist()
+    varying = (events.masses.amax(0) - events.masses.amin(0) > SAME_MASS).tolist()
     return {
         f"{name} within {_METRIC_WINDOW:.0f} GeV": _efficiency_metric(name)
         for name, varies in zip(events.card.mass_names, varying, strict=True)
