@@ -23,10 +23,10 @@ from massrecon.models.training import Metric, TrainingConfig, TrainingHistory, t
 from massrecon.models.trees import Trees, grow_forest
 from massrecon.provenance import versions
 
-_METRIC_WINDOW = 30.0
+_METRIC_WINDOW = 30.0  # [GeV]
 _METRIC_DRAWS = 32
 _METRIC_STEPS = 20
-_HELD = 0.1
+_HELD = 0.1  # part of the events that is set aside
 
 
 def fit(
@@ -92,7 +92,7 @@ def fit(
     sample = _in_memory(events, recipe)
     history = _train(fitted, events, validation, recipe, _metrics(sample, fitted), out, progress)
     origin = {"preset": preset, "n_train": len(events), "n_validation": len(validation)}
-    fitted.metadata = origin | _record(history)
+    fitted.metadata = origin | training_record(history)
     fitted.metadata |= recorded_prior(sample) | recorded_reference(sample)
     if out is not None:
         fitted.save(out)
@@ -125,8 +125,8 @@ def _train(
     )
 
 
-def _record(history: TrainingHistory) -> dict[str, Any]:
-    """Says how a model was trained, for its ``model.json``."""
+def training_record(history: TrainingHistory) -> dict[str, Any]:
+    """Says how a model was trained, for the metadata that it is saved with."""
     best = history.best
     return {
         "seed": history.seed,
@@ -175,7 +175,7 @@ def _set_aside(
         return events.set_aside(_HELD, min(SCALING_EVENTS, recipe.shuffle_events), seed)
     by_mass = events.masses is not None and len(torch.unique(events.masses, dim=0)) >= 20
     train_events, validation = events.split(
-        by="masses" if by_mass else "events", fractions=(0.9, 0.1), seed=seed
+        by="masses" if by_mass else "events", fractions=(1 - _HELD, _HELD), seed=seed
     )
     return train_events, validation
 
