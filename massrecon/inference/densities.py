@@ -175,8 +175,8 @@ class DrawDensities(MassDensities):
         n_draws, n_masses = samples.shape[1:]
         if n_draws < 2 * n_masses:
             raise InputError(
-                f"A density of {n_masses} masses needs {2 * n_masses} draws or more, got "
-                f"{n_draws}: reconstruct with n_samples=256."
+                f"A density of {n_masses} masses needs more than {n_draws} draws, at least "
+                f"{2 * n_masses}: reconstruct with n_samples=256."
             )
         width = n_draws ** (-1 / (n_masses + 4))
         centre = samples.mean(1, keepdim=True)

@@ -8,7 +8,7 @@ cells of width h). Leading axes hold many posteriors on the same grid, such as p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -268,17 +268,28 @@ def _cubic(values: Tensor, place: Tensor, dim: int) -> Tensor:
     share = (place - left).clamp(0, 1)
     share = share.reshape((*share.shape, *[1] * (values.ndim - dim - 1)))
     around = [_pick(values, (left + k).clamp(0, most), dim) for k in (-1, 0, 1, 2)]
-    # beyond the ends the parabola through the last three points goes on
     first, last = (left == 0).reshape(share.shape), (left + 1 >= most).reshape(share.shape)
-    before, near, far, behind = around
-    before, behind = (
-        torch.where(first, 3 * near - 3 * far + behind, before),
-        torch.where(last, 3 * far - 3 * near + before, behind),
-    )
-    parts = torch.stack((before, near, far, behind))
+    parts = torch.stack(with_parabolic_ends(around, first, last))
     curved = (torch.stack(cubic_weights(share)) * parts).sum(0)
     excluded = torch.stack(around).amin(0) <= _NEVER
-    return torch.where(excluded, torch.lerp(near, far, share), curved)
+    return torch.where(excluded, torch.lerp(around[1], around[2], share), curved)
+
+
+def with_parabolic_ends(around: Sequence[Tensor], first: Tensor, last: Tensor) -> list[Tensor]:
+    """Lets the parabola through the last three of four even points go on at the ends of an axis.
+
+    Args:
+        around: Values of the four points around a place.
+        first: Where there is no point before the middle ones.
+        last: Where there is none behind them.
+    """
+    before, near, far, behind = around
+    return [
+        torch.where(first, 3 * near - 3 * far + behind, before),
+        near,
+        far,
+        torch.where(last, 3 * far - 3 * near + before, behind),
+    ]
 
 
 def cubic_weights(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
