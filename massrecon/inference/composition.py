@@ -31,6 +31,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,12 +61,19 @@ class Profile:
     Attributes:
         total: log L, -inf where the masses are not allowed, shape ``(G,)``.
         logit: Log-odds of background there, shape ``(G,)``.
-        found: Best value, lower and upper end of the 68 % interval of each quantity, by name.
+        name: What the composition is told by, such as ``share of background``.
+        interval: Computes its best value and the ends of its 68 % interval.
     """
 
     total: Tensor
     logit: Tensor
-    found: dict[str, tuple[float, float, float]]
+    name: str
+    interval: Callable[[], tuple[float, float, float]]
+
+    @cached_property
+    def found(self) -> dict[str, tuple[float, float, float]]:
+        """Best value, lower and upper end of the 68 % interval, by name; computed when asked."""
+        return {self.name: self.interval()}
 
 
 class Composition(ABC):
@@ -133,10 +141,15 @@ class BackgroundShare(Composition):
         start = LOGITS[(table - part * self._penalty(LOGITS).unsqueeze(1)).argmax(0)]
         logit = _climb(lambda x: log_likelihood(x[0]), start.unsqueeze(0), [_LOGIT_STEP])[0]
         logit = logit.clamp(float(LOGITS[0]), float(LOGITS[-1]))
-        interval = _interval_of_curve(curve, LOGITS)
-        best, low, high = torch.tensor(interval, dtype=torch.float64).sigmoid().tolist()
-        found = {"share of background": (best, low, high)}
-        return Profile(total=log_likelihood(logit), logit=logit, found=found)
+
+        def interval() -> tuple[float, float, float]:
+            ends = torch.tensor(_interval_of_curve(curve, LOGITS), dtype=torch.float64)
+            best, low, high = ends.sigmoid().tolist()
+            return best, low, high
+
+        return Profile(
+            total=log_likelihood(logit), logit=logit, name="share of background", interval=interval
+        )
 
     def _penalty(self, logit: Tensor) -> Tensor:
         """Returns what a share costs that is not the one known beforehand."""
@@ -198,7 +211,8 @@ class ExpectedRates(Composition):
         return Profile(
             total=total,
             logit=logit.clamp(float(LOGITS[0]), float(LOGITS[-1])),
-            found={"background events": rates.background_interval()},
+            name="background events",
+            interval=rates.background_interval,
         )
 
 
