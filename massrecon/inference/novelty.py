@@ -279,8 +279,8 @@ def compared(reference: Reference, values: Tensor, masses: Tensor | Sequence[flo
     at = torch.as_tensor(masses, dtype=torch.float64)
     if at.shape != (len(reference.masses),):
         raise InputError(
-            f"'masses' should be one value [GeV] for each of {', '.join(reference.masses)}, got "
-            f"shape {tuple(at.shape)}."
+            f"'masses' should be one value [GeV] for each mass of the reference, got shape "
+            f"{tuple(at.shape)}: choose from {', '.join(reference.masses)}, in this order."
         )
     pulls = reference.pulls(values, at)
     levels = torch.tensor(_LEVELS, dtype=torch.float64)
