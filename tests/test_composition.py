@@ -205,3 +205,55 @@ def test_wrong_arguments_are_named() -> None:
     negative = ExpectedRates(log_background=log_w, signal=lambda p: -p[:, 0], background=(1.0, 1.0))
     with pytest.raises(InputError, match="should not be negative"):
         negative.profile(torch.zeros(len(LOGITS), 2), torch.ones(2, 1), 3.0)
+
+
+def counted(n_signal: float, n_background: float, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Events that are seen to be signal or background, k times as many as said, at one mass."""
+    log_r = torch.tensor([[30.0]] * int(k * n_signal) + [[-30.0]] * int(k * n_background)).double()
+    return log_r, -log_r[:, 0]
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_the_interval_of_a_share_is_that_of_counting_at_any_number_of_events(k: int) -> None:
+    log_r, log_w = counted(60, 40, k)
+    share = BackgroundShare(log_background=log_w)
+    profile = share.profile(share_table(log_r, log_w), GRID[:1, None], 100.0 * k)
+    best, low, high = profile.found["share of background"]
+    error = math.sqrt(0.4 * 0.6 / (100 * k))
+    assert best == pytest.approx(0.4, abs=0.1 * error)
+    assert (high - low) / 2 == pytest.approx(error, rel=0.05)
+    exact = 100 * k * (0.4 * math.log(0.4) + 0.6 * math.log(0.6)) + 30.0 * 100 * k
+    assert float(profile.total[0]) == pytest.approx(exact, abs=0.02 + 2e-3 * k)
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_the_profile_over_rates_has_no_steps(k: int) -> None:
+    # background known to 30 % beforehand, and counted much better
+    log_r, log_w = counted(10, 100, k)
+    expected = torch.linspace(5.0, 15.0, 41, dtype=torch.float64) * k
+    known = ExpectedRates(
+        log_background=log_w, signal=lambda _: expected, background=(100.0 * k, 30.0 * k)
+    )
+    table = share_table(log_r.expand(-1, 41), log_w)
+    profile = known.profile(table, GRID[:41, None], 110.0 * k)
+    # signal and background are told apart: the masses see the Poisson probability of 10 k events
+    exact = 10 * k * expected.log() - expected
+    off = (profile.total - exact) - (profile.total - exact).mean()
+    assert float(off.abs().max()) < 0.02 + 1e-3 * k
+    best, low, high = profile.found["background events"]
+    error = 1 / math.sqrt(1 / (100 * k) + 1 / (30 * k) ** 2)
+    assert best == pytest.approx(100 * k, abs=0.1 * error)
+    assert (high - low) / 2 == pytest.approx(error, rel=0.05)
+
+
+def test_an_uncertain_signal_rate_is_profiled_without_steps() -> None:
+    log_r, log_w = counted(1000, 100)
+    expected = torch.linspace(700.0, 1300.0, 41, dtype=torch.float64)
+    known = ExpectedRates(
+        log_background=log_w, signal=lambda _: expected, background=(100.0, 0.0),
+        signal_uncertainty=0.3,
+    )  # fmt: skip
+    total = known.profile(share_table(log_r.expand(-1, 41), log_w), GRID[:41, None], 1100.0).total
+    pull = (1000 / expected).log() / math.log(1.3)
+    off = total + 0.5 * pull.square()  # the rate follows the count, at the cost of its pull
+    assert float((off - off.mean()).abs().max()) < 0.05

@@ -122,3 +122,20 @@ def test_figure_shows_every_cell() -> None:
     assert "2,000 events" in figure.layout.meta["caption"]
     with pytest.raises(InputError, match="with a title each, got 2 and 1"):
         figures.efficiency_maps(maps, ["one"])
+
+
+def test_events_of_one_mass_point_count_as_one_in_the_error_of_a_cell() -> None:
+    # a continuous range of masses: 300 points of 20 events, all of a point right or wrong together
+    generator = torch.Generator().manual_seed(2)
+    points = torch.tensor([400.0, 100.0]) + 100 * torch.rand(300, 2, generator=generator)
+    off = torch.where(torch.rand(300, 1, generator=generator) < 0.5, 100.0, 0.0)
+    truth, centre = (x.repeat_interleave(20, 0).double() for x in (points, points + off))
+    noise = torch.randn(20, *truth.shape, generator=generator)
+    samples = torch.zeros(20, len(truth), 8, dtype=torch.float64)
+    samples[..., [3, 7]] = centre + noise
+    found = efficiency_map(Posterior(samples, load_card("wino_udd"), masses=truth), "chi10")
+    assert found.difference_error is not None
+    n_points = found.n_events / 20
+    # right or wrong with probability 1/2, as many times as there are points in the cell
+    expected = 0.5 / n_points.sqrt()
+    assert float((found.difference_error / expected).median()) == pytest.approx(1, abs=0.15)

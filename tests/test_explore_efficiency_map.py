@@ -46,6 +46,20 @@ def test_the_map_is_that_of_the_diagnostics() -> None:
     assert "within 20 GeV (mean)" in found.reading
 
 
+def test_events_of_one_mass_point_are_not_independent_in_a_cell() -> None:
+    found = explore_efficiency_map(**QUICK, cell=[520.0, 300.0])
+    (x_low, x_high), (y_low, y_high) = found.data["cell"]["masses_GeV"]
+    masses = stored_events().masses
+    assert masses is not None
+    inside = (masses[:, 0] >= x_low) & (masses[:, 0] < x_high)
+    inside &= (masses[:, 1] >= y_low) & (masses[:, 1] < y_high)
+    # the covariance of histograms needs 16 groups: so few mass points cannot give a chi squared
+    assert len(masses[inside].unique(dim=0)) < 16
+    targets = found.data["cell"]["targets"]
+    assert targets
+    assert all(target["chi2_per_dof"] is None for target in targets.values())
+
+
 def test_a_cell_shows_its_events_alone() -> None:
     found = explore_efficiency_map(**QUICK, cell=[520.0, 300.0])
     (title,) = found.panels

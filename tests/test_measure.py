@@ -18,6 +18,7 @@ from massrecon.inference.gridposterior import GridPosterior
 from massrecon.inference.likelihood import centres, mass_likelihood
 from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.prior import TrainingPrior
+from massrecon.inference.recalibration import Temperature
 from massrecon.inference.refinement import resampled
 from massrecon.kinematics.mixture_scheme import MassRegion
 from massrecon.models import create_model
@@ -310,3 +311,32 @@ def test_a_million_events_take_bounded_memory() -> None:
     width = (COVARIANCE.diagonal() / len(seen)).sqrt()
     assert ((found.posterior.mean() - seen.mean(0)) / width).abs().max() < 1e-4
     assert grown < 1000  # MB; a table of all events would take 15,000
+
+
+class OneFarOff(GaussianDensities):
+    """Densities of which the first is sure of other masses than all others."""
+
+    def log_density(self, axes: Sequence[Tensor], rows: slice) -> Tensor:
+        found = super().log_density(axes, rows)
+        if rows.start == 0:
+            far = GaussianDensities(torch.tensor([[450.0, 100.0]]).double(), COVARIANCE / 25)
+            found[0] = far.log_density(axes, slice(0, 1))[0]
+        return found
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5])
+def test_a_temperature_takes_the_mean_over_the_whole_prior_on_any_grid(value: float) -> None:
+    densities = OneFarOff(gaussian_events(200, 5))
+    temperature = Temperature(value=value, error=0.1, prior=FLAT)
+    found = measure(densities, calibration=temperature)
+    table = mass_likelihood(densities, prior=FLAT, step=5.0, calibration=temperature)
+    tabled = measure(table)
+    torch.testing.assert_close(found.posterior.mean(), tabled.posterior.mean(), atol=0.1, rtol=0)
+    torch.testing.assert_close(found.interval(), tabled.interval(), atol=0.5, rtol=0)
+    # it tells nothing at the masses of the others, wherever the grid ends
+    assert float(found.goodness.evidence[0]) == pytest.approx(math.log(0.01), abs=0.1)
+    if value == 1.0:
+        plain = measure(densities)
+        torch.testing.assert_close(
+            found.posterior.mean(), plain.posterior.mean(), atol=0.05, rtol=0
+        )

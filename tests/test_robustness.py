@@ -7,10 +7,12 @@ import dataclasses
 import pytest
 import torch
 
+import massrecon as mr
 from massrecon.errors import InputError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
 from massrecon.inference.likelihood import MassLikelihood
+from massrecon.inference.mixture import mixture_for
 from massrecon.inference.novelty import Reference
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.prior import TrainingPrior
@@ -20,6 +22,7 @@ from massrecon.inference.robustness import (
     alarm_power,
     alarms,
     change,
+    likelihoods,
     mean_values,
     single_events,
 )
@@ -140,3 +143,11 @@ def test_power_of_the_alarm_is_measured(
     single = alarms(table, reference, pool, 1, 80, seed=1)
     with pytest.raises(InputError, match="as many events, got 0.05 for 1 and 60"):
         alarm_power(single, shifted, 0.05)
+
+
+def test_a_mixture_is_judged_as_a_network_is() -> None:
+    table = likelihoods(mixture_for("wino_udd"), mr.load_events("wino_udd")[:3])
+    assert len(table) == 3
+    assert table.names == ("chi20", "chi10")
+    # the share of outliers is in it
+    assert float(table.log_ratio[:, table.inside].min()) >= -4.61

@@ -193,3 +193,14 @@ def test_wrong_arguments_are_named(soft_events: Events, card: ProcessCard) -> No
         soft_jet_card(load_card(card.to_dict() | {"objects": card.to_dict()["objects"][:2]}))
     with pytest.raises(ShapeError, match="a column for each point"):
         Systematics((constant_shift("jes", 1.0, 1.0),)).profiled(torch.zeros(1, 5), AXES)
+
+
+def test_a_shift_that_is_much_larger_than_the_resolution_leaves_no_holes() -> None:
+    covariance = 36.0 * torch.eye(2, dtype=torch.float64)
+    shift = torch.tensor([[60.0], [0.0]], dtype=torch.float64)
+    profiled = Systematics((constant_shift("jes", 60.0, 0.0),)).profiled(
+        gaussian([200.0, 180.0], covariance), AXES
+    )
+    expected = gaussian([200.0, 180.0], covariance + shift @ shift.T)
+    near = (POINTS[:, 1] == 180) & ((POINTS[:, 0] - 200).abs() <= 120)
+    assert float((profiled - expected)[:, near].abs().max()) < 0.2

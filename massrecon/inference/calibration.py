@@ -35,6 +35,7 @@ from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
 from massrecon.inference import sbc
+from massrecon.inference.estimators import check_level
 from massrecon.inference.griddensity import at_points, cell_volumes
 from massrecon.inference.statistics import (
     clusters,
@@ -82,8 +83,7 @@ class CalibrationCurve:
         Raises:
             InputError: If the level is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise InputError(f"'level' should be between 0 and 1, got {level}: 0.68 is 68 %.")
+        check_level(level)
         x = np.concatenate([[0.0], self.levels.numpy(), [1.0]])
         share = np.interp(level, x, np.concatenate([[0.0], self.share.numpy(), [1.0]]))
         error = np.interp(level, x, np.concatenate([[0.0], self.error.numpy(), [0.0]]))
@@ -122,9 +122,9 @@ def calibration_curve(
         seed: Seed of the simulation of the band.
 
     Raises:
-        ShapeError: If the shapes do not fit.
-        InputError: If there are fewer than 20 events or 2 groups, a value is not between 0 and 1,
-            or the levels do not rise.
+        ShapeError: If the shapes do not fit, or there are fewer than 20 events.
+        InputError: If there are fewer than two groups, a value is not between 0 and 1, or the
+            levels do not rise.
 
     Example:
         >>> u = torch.rand(400, generator=torch.Generator().manual_seed(1))
@@ -270,8 +270,8 @@ class RankHistogram:
             posterior, shape ``(B,)``.
         slope: Mean of 2u - 1: positive where the posterior lies too low.
         slope_error: Its standard error.
-        spread: Variance of u relative to that of a uniform number: above one where the posterior is
-            too narrow.
+        spread: Mean square of u - 1/2 relative to that of a uniform number: above one where the
+            posterior is too narrow.
         spread_error: Its standard error.
     """
 
@@ -313,7 +313,7 @@ def rank_histogram(
     hit = torch.nn.functional.one_hot((u * bins).long().clamp(max=bins - 1), bins).double().T
     share, error = mean_with_error(hit, weight, number)
     # at least what uniform numbers would give: an empty bin is not known exactly
-    floor = math.sqrt((1 - 1 / bins) / bins / len(u))
+    floor = math.sqrt((1 - 1 / bins) / bins / float(effective_size(weight)))
     error = error.clamp_min(floor)
     centred = 2 * u - 1
     moments = torch.stack([centred, 3 * centred.square()])

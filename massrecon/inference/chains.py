@@ -26,8 +26,8 @@ from massrecon.models.mixture import legs_of
 
 Level = Literal["partons", "objects"]
 
-_MEDIUM = 2
-_SPREAD = 1e-6
+_MEDIUM = 2  # working point from which on a jet counts as one of a b quark
+_SPREAD = 1e-6  # relative, of the masses of one mass point
 # true sides as they are, exchanged, and with one of the two particles exchanged
 _WAYS_TO_MATCH = ((0, 1, 2, 3), (2, 3, 0, 1), (0, 3, 2, 1), (2, 1, 0, 3))
 

@@ -28,7 +28,12 @@ from massrecon.kinematics.solvers import pair_solutions
 from massrecon.kinematics.transverse import maos, mt2_solution
 
 VARIABLES = ("MT2", "M2CC")
+"""Variables that `measure` knows."""
+
 SUBSYSTEMS: tuple[Subsystem, ...] = ("ab", "a", "b")
+"""Parts of the chains that are pairs of decays themselves."""
+
+_FEWEST_ENDPOINTS = 7  # of a kink: two lines that meet, with their errors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,6 +131,10 @@ def measure(
 
     Raises:
         InputError: If the variable or the subsystem is unknown.
+
+    References:
+        MT2: C. G. Lester and D. J. Summers, hep-ph/9906349; M2CC: W. S. Cho et al.,
+        arXiv:1401.1449.
     """
     if variable not in VARIABLES:
         raise unknown_name("variable", variable, VARIABLES)
@@ -192,11 +201,20 @@ def kink_scan(
     """
     masses = sorted(trial_masses)
     measured = tuple(measure(chains, variable, name, m, background=background) for m in masses)
+    return KinkScan(measured=measured, kink=kink_of(measured))
+
+
+def kink_of(measured: Sequence[Measured]) -> KinkFit | None:
+    """Fits the kink in the endpoints of one variable at rising trial masses.
+
+    Returns:
+        The kink; None where fewer than seven trial masses have an endpoint.
+    """
     fits = [(m.m_invisible, m.fit) for m in measured if m.fit is not None]
-    if len(fits) < 7:
-        return KinkScan(measured=measured, kink=None)
+    if len(fits) < _FEWEST_ENDPOINTS:
+        return None
     rows = [(m, fit.value, 0.5 * (fit.high - fit.low)) for m, fit in fits]
-    return KinkScan(measured=measured, kink=fit_kink(*torch.tensor(rows).double().unbind(1)))
+    return fit_kink(*torch.tensor(rows, dtype=torch.float64).unbind(1))
 
 
 def _endpoint(values: Tensor, background: bool) -> EndpointFit | None:

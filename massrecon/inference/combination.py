@@ -14,7 +14,7 @@ single wrong and sharp density from deciding::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from massrecon.inference.composition import (
     mixed,
     share_table,
 )
-from massrecon.inference.densities import GridDensities, MassDensities, densities_of
+from massrecon.inference.densities import MassDensities, densities_of
 from massrecon.inference.goodness import Goodness, goodness
 from massrecon.inference.gridposterior import GridPosterior
 from massrecon.inference.likelihood import (
@@ -51,6 +51,7 @@ from massrecon.inference.measurement import MassMeasurement
 from massrecon.inference.neyman import METADATA, NeymanRegions
 from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.refinement import LEAST, PER_WIDTH, finer_axes, resampled
+from massrecon.inference.statistics import effective_size
 from massrecon.kinematics.mixture_scheme import MassRegion
 from massrecon.models.base import MassModel
 from massrecon.provenance import versions
@@ -82,17 +83,16 @@ class _Sample:
     log_term: LogTerm | None
     background: Composition | None
 
-    @property
-    def own_axes(self) -> Mapping[str, Tensor] | None:
-        """The axes of densities that are known on a grid only."""
-        if isinstance(self.densities, LikelihoodDensities):
-            return self.densities.table.axes
-        return self.densities.grid.axes if isinstance(self.densities, GridDensities) else None
-
-    def ratios(self, axes: Mapping[str, Tensor], stride: int = 1) -> Any:
-        """Yields log r of every stride-th event, some at a time, with the number of the first."""
-        options = {"calibration": self.calibration, "outliers": self.outliers, "stride": stride}
-        return log_ratios(self.densities, axes, self.trained, **options)
+    def ratios(self, axes: Mapping[str, Tensor], stride: int = 1) -> Iterator[tuple[slice, Tensor]]:
+        """Yields log r of every stride-th event, some at a time, with their rows."""
+        return log_ratios(
+            self.densities,
+            axes,
+            self.trained,
+            calibration=self.calibration,
+            outliers=self.outliers,
+            stride=stride,
+        )
 
     def halves(self, axes: Mapping[str, Tensor], stride: int = 1) -> Tensor:
         """Adds up log r of the events with even and with odd number, shape ``(2, G)``.
@@ -100,10 +100,8 @@ class _Sample:
         Background is profiled over all events together.
         """
         points = product_points([axes[name] for name in self.densities.names])
-        if self.background is None:
-            total = self._tables(axes, stride)
-        else:
-            tables = self._tables(axes, stride)
+        total = tables = self._tables(axes, stride)
+        if self.background is not None:
             found = self._profile(tables, points, stride)
             total = torch.stack([at_logit(tables[:, half], found.logit) for half in (0, 1)])
             rest = torch.where(found.total > -torch.inf, found.total - total.sum(0), 0.0)
@@ -207,7 +205,7 @@ def measure(
         composition={} if composed is None else composed.found,
         regions=_critical_values(source, regions, sample, prior),
         n_events=n_events,
-        effective_events=_effective(weights, n_events),
+        effective_events=_effective(sample.weight, n_events),
         prior=prior,
         outliers=outliers,
         source=sample.densities.source,
@@ -321,7 +319,7 @@ def _converged(
     """Finds axes that resolve the posterior, and log L of both halves on them, ``(2, G)``."""
     flat = TrainingPrior.flat(sample.trained.names, region)
     axes = whole_grid(flat, sample.densities, step)
-    if (own := sample.own_axes) is not None:
+    if (own := sample.densities.own_axes) is not None:
         check_axes(own)
         axes, known = dict(own), sample.halves(own)
     else:
@@ -375,12 +373,13 @@ def _goodness(
 ) -> Goodness:
     """Takes the densities around the measured masses and judges them."""
     best, axes, steps = posterior.mode().tolist(), {}, []
+    known = sample.densities.own_axes
     for i, (name, at) in enumerate(zip(posterior.names, best, strict=True)):
-        own = None if sample.own_axes is None else sample.own_axes[name]
-        if own is None:
+        if known is None:
             centre = min(max(at, region.low[i] + _SIDE_STEP), region.high[i] - _SIDE_STEP)
             axes[name] = centre + _SIDE_STEP * torch.tensor([-1.0, 0.0, 1.0]).double()
         else:
+            own = known[name]
             nearest = int((own - at).abs().argmin().clamp(1, len(own) - 2))
             axes[name] = own[nearest - 1 : nearest + 2]
         steps.append(float(axes[name][1] - axes[name][0]))
@@ -388,14 +387,12 @@ def _goodness(
     if composed is not None and sample.background is not None:
         share = float(composed.logit[composed.total.argmax()].sigmoid())
         around = mixed(around, sample.background.log_background, share)
-    tops = []
-    for part in (halves[0], halves[1], halves.sum(0)):
-        tops.append(float(part.amax()))
+    searched = halves.masked_fill(~region.contains(posterior.points), -torch.inf)
+    tops = [float(part.amax()) for part in (*searched, searched.sum(0))]
     shape = (-1, *[3] * len(axes))
-    found = goodness(
+    return goodness(
         posterior.names, (tops[0], tops[1], tops[2]), around.reshape(shape), steps, sample.weight
     )
-    return found
 
 
 def _grid_error(posterior: GridPosterior) -> float:
@@ -409,10 +406,7 @@ def _grid_error(posterior: GridPosterior) -> float:
 
 
 def _effective(weights: Tensor | None, n_events: int) -> float:
-    if weights is None:
-        return float(n_events)
-    weight = torch.as_tensor(weights, dtype=torch.float64)
-    return float(weight.sum() ** 2 / weight.square().sum())
+    return float(n_events) if weights is None else float(effective_size(weights))
 
 
 def _common_truth(source: Any, events: Events | None, names: tuple[str, ...]) -> Tensor | None:

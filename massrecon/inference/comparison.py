@@ -161,6 +161,8 @@ def coverage(posterior: Posterior, mass: str, levels: Sequence[float] = LEVELS) 
 def comparison_table(judgements: Mapping[str, Judgement], mass: str, window: float) -> str:
     """Formats efficiencies and coverage of several models as text, in percent with errors.
 
+    The last column is how often intervals of the first level that was judged hold the truth.
+
     Args:
         judgements: What the measures say, by the name of the model.
         mass: A mass that varies.
@@ -169,7 +171,9 @@ def comparison_table(judgements: Mapping[str, Judgement], mass: str, window: flo
     Raises:
         InputError: If mass or window are unknown.
     """
-    columns = ("draw", "median", "window", "predicted", "68 % int.")
+    levels = [found.coverage[mass].levels[0] for found in judgements.values()]
+    interval = f"{100 * levels[0]:.0f} % int." if len(set(levels)) == 1 else "interval"
+    columns = ("draw", "median", "window", "predicted", interval)
     rows = [f"{mass} within {window:g} GeV".ljust(24) + "".join(f"{c:>14s}" for c in columns)]
     for name, found in judgements.items():
         table, covered = found.efficiency, found.coverage[mass]

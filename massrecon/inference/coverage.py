@@ -7,7 +7,6 @@ come from its mass points, whose events fluctuate together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from massrecon.errors import InputError, ShapeError
-from massrecon.inference.statistics import MassPoints, clusters, mass_points, mean_with_error
+from massrecon.errors import ShapeError
+from massrecon.inference.estimators import check_level
+from massrecon.inference.statistics import (
+    MassPoints,
+    clusters,
+    mass_points,
+    means_in_cells,
+    plain_numbers,
+    plane_cells,
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,8 +59,8 @@ class CoverageMap:
             self.x.mass: self.x.value.tolist(),
             self.y.mass: self.y.value.tolist(),
             "n_events": self.n_events.tolist(),
-            "coverage": _numbers(self.coverage),
-            "error": _numbers(self.error),
+            "coverage": plain_numbers(self.coverage),
+            "error": plain_numbers(self.error),
         }
 
 
@@ -85,31 +92,21 @@ def coverage_map(
             f"'masses' should have shape ({len(values)}, 2) with a name for each, got "
             f"{tuple(masses.shape)} and {list(names)}."
         )
-    if not 0 < level < 1:
-        raise InputError(f"'level' should be between 0 and 1, got {level}: 0.68 is 68 %.")
+    check_level(level)
     truth = masses.double()
     x, y = (mass_points(name, truth[:, i], bins) for i, name in enumerate(names))
-    cell = torch.where((x.index >= 0) & (y.index >= 0), x.index * len(y) + y.index, -1)
-    group, inside = clusters(truth), (values <= level).double()
-    count, coverage, error = (torch.full((len(x) * len(y),), math.nan).double() for _ in range(3))
-    for number in range(len(count)):
-        here = cell == number
-        count[number] = int(here.sum())
-        if count[number] > 0:
-            own = torch.unique(group[here], return_inverse=True)[1]
-            ones = torch.ones(len(own), dtype=torch.float64)
-            coverage[number], error[number] = mean_with_error(inside[here], ones, own)
-    shape = (len(x), len(y))
+    cell, shape = plane_cells(x, y), (len(x), len(y))
+    inside = (values <= level).double()
+    coverage, error = means_in_cells(
+        inside, torch.ones_like(inside), clusters(truth), cell, len(x) * len(y)
+    )
+    count = torch.bincount(cell[cell >= 0], minlength=len(x) * len(y))
     return CoverageMap(
         level=level,
         x=x,
         y=y,
         symbols={name: (symbols or {}).get(name, name) for name in names},
-        n_events=count.long().reshape(shape),
+        n_events=count.reshape(shape),
         coverage=coverage.reshape(shape),
         error=error.reshape(shape),
     )
-
-
-def _numbers(values: Tensor) -> list[list[float | None]]:
-    return [[x if math.isfinite(x) else None for x in row] for row in values.tolist()]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from massrecon.errors import InputError, ModelError
 from massrecon.events.container import Events
 from massrecon.inference.massgrid import MassGrid, fixed_masses, product_points
 from massrecon.inference.posterior import Posterior, mass_targets, reconstruct
+from massrecon.inference.statistics import SAME_MASS
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_posterior import MassPosterior
 from massrecon.kinematics.mixture_scheme import MassRegion
@@ -39,7 +40,7 @@ _CONTEXT_CHUNK = 4096  # events that are prepared at a time
 _NUMBERS = 2**23  # numbers worked on at a time
 _PEAKS = 32  # numbers that a density needs for each point, about
 _DRAWS = 512
-_FARTHEST = -700.0
+_FARTHEST = -700.0  # in place of -inf, which cannot be interpolated
 
 
 class MassDensities(ABC):
@@ -49,11 +50,14 @@ class MassDensities(ABC):
         names: Names of the masses.
         source: What the densities come from, for reports.
         region: Where the masses may lie, if that is known.
+        own_axes: The axes [GeV] by name, in the order of `names`, of densities that are known on a
+            grid and interpolated in between; None for those that are known everywhere.
     """
 
     names: tuple[str, ...]
     source: str
     region: MassRegion | None = None
+    own_axes: Mapping[str, Tensor] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -171,8 +175,8 @@ class DrawDensities(MassDensities):
         n_draws, n_masses = samples.shape[1:]
         if n_draws < 2 * n_masses:
             raise InputError(
-                f"A density of {n_masses} masses needs more than {n_draws} draws: reconstruct with "
-                "n_samples=256 or more."
+                f"A density of {n_masses} masses needs more than {n_draws} draws, at least "
+                f"{2 * n_masses}: reconstruct with n_samples=256."
             )
         width = n_draws ** (-1 / (n_masses + 4))
         centre = samples.mean(1, keepdim=True)
@@ -226,6 +230,7 @@ class GridDensities(MassDensities):
 
     def __init__(self, grid: MassGrid, source: str) -> None:
         self.grid, self.names, self.source = grid, tuple(grid.axes), source
+        self.own_axes = grid.axes
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -318,7 +323,7 @@ def _posterior_densities(posterior: Posterior, region: MassRegion | None) -> Mas
     if posterior.mass_density is not None:
         return GridDensities(posterior.mass_density, f"density on a grid, model '{model}'")
     samples = posterior.mass_samples()
-    free = [i for i, width in enumerate(samples.flatten(0, 1).std(0).tolist()) if width > 1.0]
+    free = [i for i, width in enumerate(samples.flatten(0, 1).std(0).tolist()) if width > SAME_MASS]
     if not free:
         raise ModelError("No mass varies among these draws: there is nothing to measure.")
     names = [posterior.mass_names[i] for i in free]

@@ -15,15 +15,17 @@ from massrecon.inference import estimators as est
 from massrecon.inference.diagnostics import found_within, predicted_and_attained
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.statistics import (
+    SAME_MASS,
     MassPoints,
     Rates,
     clusters,
     mass_points,
-    mean_with_error,
+    means_in_cells,
+    plain_numbers,
+    plane_cells,
     wilson,
 )
 
-_FIXED = 1.0  # true masses that spread less are one [GeV]
 _CELLS = 6  # along a continuous true mass, if the caller does not say
 
 
@@ -42,7 +44,8 @@ class EfficiencyMap:
         attained: Efficiencies with 68 % intervals, shape ``(X, Y)``; NaN where there are no events.
         predicted: Mean probability that the posteriors give the same windows, from draws that the
             windows were not chosen on, shape ``(X, Y)``; None where there is a single draw.
-        difference_error: Standard error of predicted less attained, shape ``(X, Y)``.
+        difference_error: Standard error of predicted less attained, from groups of events that
+            share a mass point, shape ``(X, Y)``.
     """
 
     mass: str
@@ -65,12 +68,12 @@ class EfficiencyMap:
             self.x.mass: self.x.value.tolist(),
             self.y.mass: self.y.value.tolist(),
             "n_events": self.n_events.tolist(),
-            "attained": _numbers(self.attained.value),
-            "attained_error": _numbers(self.attained.error),
+            "attained": plain_numbers(self.attained.value),
+            "attained_error": plain_numbers(self.attained.error),
         }
         if self.predicted is not None and self.difference_error is not None:
-            content["predicted"] = _numbers(self.predicted)
-            content["difference_error"] = _numbers(self.difference_error)
+            content["predicted"] = plain_numbers(self.predicted)
+            content["difference_error"] = plain_numbers(self.difference_error)
         return content
 
 
@@ -105,15 +108,15 @@ def efficiency_map(
         mass_points(name, truth[:, posterior.mass_index(name)], bins)
         for name in axes or _varying(posterior.mass_names, truth)
     )
-    cell = torch.where((x.index >= 0) & (y.index >= 0), x.index * len(y) + y.index, -1)
-    shape = (len(x), len(y))
+    cell, shape = plane_cells(x, y), (len(x), len(y))
     draws, own = posterior.mass_samples()[..., [i]], truth[:, [i]]
     hit = found_within(draws, own, window, estimator)[:, 0]
     sums = [_sums(values, cell, shape) for values in (hit * weight, weight, weight.square())]
-    consistency = None
+    mean = error = None
     if len(draws) > 1:
         predicted, attained = (v[:, 0] for v in predicted_and_attained(draws, own, window))
-        consistency = _consistency(predicted, attained, truth, weight, cell, shape)
+        values = torch.stack([predicted, predicted - attained])
+        mean, error = means_in_cells(values, weight, clusters(truth), cell, len(x) * len(y))
     return EfficiencyMap(
         mass=mass,
         estimator=estimator,
@@ -123,14 +126,14 @@ def efficiency_map(
         symbols={name: posterior.card.symbol(name) for name in posterior.mass_names},
         n_events=_sums(torch.ones_like(weight), cell, shape).long(),
         attained=wilson(sums[0] / sums[1], sums[1].square() / sums[2]),
-        predicted=None if consistency is None else consistency[0],
-        difference_error=None if consistency is None else consistency[1],
+        predicted=None if mean is None else mean[0].reshape(shape),
+        difference_error=None if error is None else error[1].reshape(shape),
     )
 
 
 def _varying(mass_names: Sequence[str], truth: Tensor) -> tuple[str, str]:
     spread = truth.amax(dim=0) - truth.amin(dim=0)
-    names = [name for name, width in zip(mass_names, spread, strict=True) if width > _FIXED]
+    names = [name for name, width in zip(mass_names, spread, strict=True) if width > SAME_MASS]
     if len(names) < 2:
         raise InputError(
             "A map needs two masses that vary among the events, got "
@@ -144,25 +147,3 @@ def _sums(values: Tensor, cell: Tensor, shape: tuple[int, int]) -> Tensor:
     inside = cell >= 0
     sums = values.new_zeros(shape[0] * shape[1])
     return sums.index_add_(0, cell[inside], values[inside]).reshape(shape)
-
-
-def _consistency(
-    predicted: Tensor,
-    attained: Tensor,
-    truth: Tensor,
-    weight: Tensor,
-    cell: Tensor,
-    shape: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """Averages predictions in each cell, with the error of predicted less attained."""
-    mean, error = (torch.full(shape, torch.nan, dtype=torch.float64).flatten() for _ in range(2))
-    for number in torch.unique(cell[cell >= 0]).tolist():
-        rows = cell == number
-        values = torch.stack([predicted[rows], (predicted - attained)[rows]])
-        means, errors = mean_with_error(values, weight[rows], clusters(truth[rows]))
-        mean[number], error[number] = means[0], errors[1]
-    return mean.reshape(shape), error.reshape(shape)
-
-
-def _numbers(values: Tensor) -> list[list[float | None]]:
-    return [[x if math.isfinite(x) else None for x in row] for row in values.tolist()]

@@ -136,7 +136,7 @@ def central_interval(samples: Tensor, level: float = 0.68) -> Tensor:
     Raises:
         InputError: If `level` is not between 0 and 1.
     """
-    _check_level(level)
+    check_level(level)
     tail = (1 - level) / 2
     return torch.stack([quantile(samples, tail), quantile(samples, 1 - tail)], dim=-1)
 
@@ -157,7 +157,7 @@ def shortest_interval(samples: Tensor, level: float = 0.68) -> Tensor:
     Raises:
         InputError: If `level` is not between 0 and 1.
     """
-    _check_level(level)
+    check_level(level)
     ordered = _ordered(_checked(samples), dim=0)
     # k steps between neighbouring order statistics hold k / (S + 1) of the probability
     steps = min(math.ceil(level * (len(ordered) + 1)), len(ordered) - 1)
@@ -229,7 +229,12 @@ def _ordered(samples: Tensor, dim: int) -> Tensor:
     return torch.from_numpy(np.sort(samples.numpy(), axis=dim))
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Refuses a probability that is not between 0 and 1.
+
+    Raises:
+        InputError: If so.
+    """
     if not 0 < level < 1:
         raise InputError(f"'level' should be between 0 and 1, got {level}: 0.68 is 68 %.")
 

@@ -15,6 +15,7 @@ from massrecon.inference.diagnostics import efficiency
 from massrecon.inference.novelty import recorded_reference
 from massrecon.inference.posterior import mass_targets, reconstruct
 from massrecon.inference.prior import recorded_prior
+from massrecon.inference.statistics import SAME_MASS
 from massrecon.models import create_model
 from massrecon.models.base import MassModel, check_model_folder
 from massrecon.models.streaming import SCALING_EVENTS
@@ -22,10 +23,10 @@ from massrecon.models.training import Metric, TrainingConfig, TrainingHistory, t
 from massrecon.models.trees import Trees, grow_forest
 from massrecon.provenance import versions
 
-_METRIC_WINDOW = 30.0
+_METRIC_WINDOW = 30.0  # [GeV]
 _METRIC_DRAWS = 32
 _METRIC_STEPS = 20
-_HELD = 0.1
+_HELD = 0.1  # part of the events that is set aside
 
 
 def fit(
@@ -91,7 +92,7 @@ def fit(
     sample = _in_memory(events, recipe)
     history = _train(fitted, events, validation, recipe, _metrics(sample, fitted), out, progress)
     origin = {"preset": preset, "n_train": len(events), "n_validation": len(validation)}
-    fitted.metadata = origin | _record(history)
+    fitted.metadata = origin | training_record(history)
     fitted.metadata |= recorded_prior(sample) | recorded_reference(sample)
     if out is not None:
         fitted.save(out)
@@ -124,8 +125,8 @@ def _train(
     )
 
 
-def _record(history: TrainingHistory) -> dict[str, Any]:
-    """Says how a model was trained, for its ``model.json``."""
+def training_record(history: TrainingHistory) -> dict[str, Any]:
+    """Says how a model was trained, for the metadata that it is saved with."""
     best = history.best
     return {
         "seed": history.seed,
@@ -174,7 +175,7 @@ def _set_aside(
         return events.set_aside(_HELD, min(SCALING_EVENTS, recipe.shuffle_events), seed)
     by_mass = events.masses is not None and len(torch.unique(events.masses, dim=0)) >= 20
     train_events, validation = events.split(
-        by="masses" if by_mass else "events", fractions=(0.9, 0.1), seed=seed
+        by="masses" if by_mass else "events", fractions=(1 - _HELD, _HELD), seed=seed
     )
     return train_events, validation
 
@@ -184,7 +185,7 @@ def _metrics(events: Events, model: MassModel) -> dict[str, Metric]:
     names = model.target_names
     if events.masses is None or not set(mass_targets(events.card, names)) <= {*names}:
         return {}
-    varying = (events.masses.amax(0) - events.masses.amin(0) > 1.0).tolist()
+    varying = (events.masses.amax(0) - events.masses.amin(0) > SAME_MASS).tolist()
     return {
         f"{name} within {_METRIC_WINDOW:.0f} GeV": _efficiency_metric(name)
         for name, varies in zip(events.card.mass_names, varying, strict=True)

@@ -41,7 +41,7 @@ class Goodness:
         sharpness: z of each mass: above zero densities are too sharp, below too broad; empty for
             fewer than `LEAST_EVENTS` events.
         ratio: Sum of squared slopes over curvature of each mass, one if all is well.
-        evidence: log r_i of each event at the measured masses, shape ``(N,)``.
+        evidence: log r_i of each event at the measured masses, -50 at least, shape ``(N,)``.
     """
 
     halves: float | None
@@ -53,6 +53,7 @@ class Goodness:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data, with quantiles of the evidence."""
         levels = torch.tensor([0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0], dtype=torch.float64)
+        # torch.quantile takes no more numbers than these
         quantiles = torch.quantile(self.evidence[: 2**24], levels).tolist()
         return {
             "halves": self.halves,

@@ -8,7 +8,7 @@ cells of width h). Leading axes hold many posteriors on the same grid, such as p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError, unknown_name
+from massrecon.inference.estimators import check_level
 from massrecon.inference.massgrid import MassAxes, step_of
 
 Estimator = Literal["mode", "mean", "median", "window"]
@@ -184,7 +185,7 @@ class GridPosterior(MassAxes):
         Raises:
             InputError: If the level is not between 0 and 1.
         """
-        _check_level(level)
+        check_level(level)
         found = []
         for name in self.names:
             edges, below = self._distribution(name)
@@ -201,7 +202,7 @@ class GridPosterior(MassAxes):
         Raises:
             InputError: If the level is not between 0 and 1.
         """
-        _check_level(level)
+        check_level(level)
         ordered = self.log_prob.sort(-1, descending=True).values
         held = (ordered.exp() * self.volume).cumsum(-1)
         last = (held < level).sum(-1, keepdim=True).clamp_max(held.shape[-1] - 1)
@@ -250,11 +251,6 @@ class GridPosterior(MassAxes):
         return self.names.index(name)
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise InputError(f"'level' should be between 0 and 1, got {level}.")
-
-
 def _pick(values: Tensor, index: Tensor, dim: int) -> Tensor:
     """Takes one entry of dimension `dim` for each posterior."""
     shape = (*index.shape, *[1] * (values.ndim - index.ndim))
@@ -272,17 +268,28 @@ def _cubic(values: Tensor, place: Tensor, dim: int) -> Tensor:
     share = (place - left).clamp(0, 1)
     share = share.reshape((*share.shape, *[1] * (values.ndim - dim - 1)))
     around = [_pick(values, (left + k).clamp(0, most), dim) for k in (-1, 0, 1, 2)]
-    # beyond the ends the parabola through the last three points goes on
     first, last = (left == 0).reshape(share.shape), (left + 1 >= most).reshape(share.shape)
-    before, near, far, behind = around
-    before, behind = (
-        torch.where(first, 3 * near - 3 * far + behind, before),
-        torch.where(last, 3 * far - 3 * near + before, behind),
-    )
-    parts = torch.stack((before, near, far, behind))
+    parts = torch.stack(with_parabolic_ends(around, first, last))
     curved = (torch.stack(cubic_weights(share)) * parts).sum(0)
     excluded = torch.stack(around).amin(0) <= _NEVER
-    return torch.where(excluded, torch.lerp(near, far, share), curved)
+    return torch.where(excluded, torch.lerp(around[1], around[2], share), curved)
+
+
+def with_parabolic_ends(around: Sequence[Tensor], first: Tensor, last: Tensor) -> list[Tensor]:
+    """Lets the parabola through the last three of four even points go on at the ends of an axis.
+
+    Args:
+        around: Values of the four points around a place.
+        first: Where there is no point before the middle ones.
+        last: Where there is none behind them.
+    """
+    before, near, far, behind = around
+    return [
+        torch.where(first, 3 * near - 3 * far + behind, before),
+        near,
+        far,
+        torch.where(last, 3 * far - 3 * near + before, behind),
+    ]
 
 
 def cubic_weights(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -33,7 +33,11 @@ from massrecon.kinematics.mixture_posterior import MassPosterior
 from massrecon.models.base import MassModel
 
 Calibration = Callable[[Tensor, Tensor], Tensor]
-"""What corrects a likelihood: takes log r ``(n, G)`` and mass points ``(G, M)`` [GeV] to log r."""
+"""What corrects a likelihood: takes log r ``(n, G)`` and mass points ``(G, M)`` [GeV] to log r.
+
+A factor of the event, the same at all points, does not matter: `log_ratios` brings the mean of r
+under the training prior back to one, which the share of outliers and that of background refer to.
+"""
 
 Source = MassModel | KinematicMixture | MassPosterior | Posterior | MassDensities
 """Whatever densities of the masses can be made from."""
@@ -43,7 +47,8 @@ STEP = 10.0
 
 _NUMBERS = 2**22  # numbers of a chunk
 _MOST = 4096  # events of a chunk
-_FARTHEST = -700.0
+# in place of -inf, which times a weight that is zero or negative would not exclude a point
+_EXCLUDED = -7e5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,7 +93,7 @@ class MassLikelihood(MassAxes):
         return replace(self, log_ratio=self.log_ratio[event_rows(index, len(self))])
 
     def calibrated(self, calibration: Calibration) -> MassLikelihood:
-        """Applies a correction to log r."""
+        """Applies a correction to log r of a table that covers the whole prior."""
         return replace(self, log_ratio=calibration(self.log_ratio, self.points))
 
     def with_outliers(self, share: float) -> MassLikelihood:
@@ -175,14 +180,50 @@ def log_ratios(
     points = product_points(values)
     log_prior = prior.log_density(points)
     inside = log_prior.isfinite()
-    step = stride * max(2, min(_MOST, _NUMBERS // len(points)))
+    whole = None if calibration is None else _WholePrior(densities, prior)
+    n_points = len(points) + (0 if whole is None else len(whole.points))
+    step = stride * max(2, min(_MOST, _NUMBERS // n_points))
     for first in range(0, len(densities), step):
         rows = slice(first, min(first + step, len(densities)), stride)
-        found = densities.log_density(values, rows).flatten(1) - log_prior.where(inside, 0.0)
-        if calibration is not None:
-            found = calibration(found, points)
+        found = _divided(densities, values, log_prior, rows)
+        if calibration is not None and whole is not None:
+            found = whole.corrected(found, points, calibration, rows)
         found = with_outliers(found, outliers)
         yield rows, torch.where(inside, found, -math.inf)
+
+
+def _divided(
+    densities: MassDensities, values: Sequence[Tensor], log_prior: Tensor, rows: slice
+) -> Tensor:
+    """Divides densities by the prior where it is not zero, ``(n, G)``."""
+    inside = log_prior.isfinite()
+    return densities.log_density(values, rows).flatten(1) - log_prior.where(inside, 0.0)
+
+
+class _WholePrior:
+    """Corrects likelihoods on any points such that the mean of r over the whole prior is one.
+
+    Points are often those around a measurement only: a mean over them would make every event,
+    even one that excludes them, look like the others.
+    """
+
+    def __init__(self, densities: MassDensities, prior: TrainingPrior) -> None:
+        axes = densities.own_axes or whole_grid(prior, densities, STEP)
+        self._densities, self._values = densities, [axes[name] for name in densities.names]
+        self.points = product_points(self._values)
+        self._log_prior = prior.log_density(self.points)
+        self._log_share = self._log_prior.log_softmax(0)
+
+    def corrected(
+        self, log_ratio: Tensor, points: Tensor, calibration: Calibration, rows: slice
+    ) -> Tensor:
+        """Corrects log r of some events at points ``(G, M)``, ``(n, G)``."""
+        everywhere = _divided(self._densities, self._values, self._log_prior, rows)
+        # both at once, so that a factor that the correction gives an event is that of both
+        both = calibration(torch.cat([log_ratio, everywhere], 1), torch.cat([points, self.points]))
+        found, everywhere = both.split([len(points), len(self.points)], dim=1)
+        log_mean = torch.logsumexp(everywhere + self._log_share, dim=1, keepdim=True)
+        return found - log_mean.where(log_mean.isfinite(), 0.0)
 
 
 def with_outliers(log_ratio: Tensor, share: float) -> Tensor:
@@ -205,7 +246,7 @@ def weighted_total(log_ratio: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return log_ratio.sum(0)
     used = weight != 0
-    return weight[used].to(log_ratio) @ log_ratio[used].clamp_min(_FARTHEST * 1e3)
+    return weight[used].to(log_ratio) @ log_ratio[used].clamp_min(_EXCLUDED)
 
 
 def training_prior_of(source: Source, prior: TrainingPrior | None) -> TrainingPrior | None:
@@ -284,7 +325,7 @@ class LikelihoodDensities(MassDensities):
 
     def __init__(self, table: MassLikelihood) -> None:
         self.table, self.names, self.source = table, table.names, table.source
-        self.region = table.prior.region
+        self.region, self.own_axes = table.prior.region, table.axes
 
     def __len__(self) -> int:
         return len(self.table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ def density_on_grid(
     if missing := [m for m in model.card.mass_names if m not in axes and m not in fixed]:
         raise InputError(f"'mass_grid' should have values of '{missing[0]}' too, which varies.")
     columns = [torch.as_tensor(axis, dtype=torch.float64) for axis in axes.values()]
-    points = torch.tensor(list(itertools.product(*(c.tolist() for c in columns)))).double()
+    points = product_points(columns)
     values = torch.zeros(len(points), len(names), dtype=torch.float64)
     for i, mass in enumerate(model.card.mass_names):
         values[:, i] = points[:, list(axes).index(mass)] if mass in axes else fixed[mass]
@@ -168,7 +167,7 @@ def density_on_grid(
 
 
 def fixed_masses(model: MassModel) -> dict[str, float]:
-    """Returns the masses that did not vary in the training [GeV]."""
+    """Returns the masses that did not vary in the training of a model of the masses alone [GeV]."""
     targets = getattr(model, "targets", None)
     if targets is None:
         return {}
@@ -183,5 +182,5 @@ def product_points(axes: Sequence[Tensor]) -> Tensor:
 
 
 def step_of(axis: Tensor) -> float:
-    """Returns the distance of the values of an axis that rises evenly."""
+    """Returns the distance of the values of an axis that rises evenly, in its unit."""
     return float(axis[-1] - axis[0]) / (len(axis) - 1)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from massrecon.errors import InputError, StoreError, unknown_name
+from massrecon.errors import InputError, StoreError
 from massrecon.events.container import Events
 from massrecon.inference.prior import varying_masses
 from massrecon.kinematics import fourvectors as fv
@@ -278,7 +278,10 @@ def compared(reference: Reference, values: Tensor, masses: Tensor | Sequence[flo
     """
     at = torch.as_tensor(masses, dtype=torch.float64)
     if at.shape != (len(reference.masses),):
-        raise unknown_name("set of masses", str(tuple(at.shape)), reference.masses)
+        raise InputError(
+            f"'masses' should be one value [GeV] for each mass of the reference, got shape "
+            f"{tuple(at.shape)}: choose from {', '.join(reference.masses)}, in this order."
+        )
     pulls = reference.pulls(values, at)
     levels = torch.tensor(_LEVELS, dtype=torch.float64)
     p_values, shifts = {}, {}

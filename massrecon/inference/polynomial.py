@@ -1,4 +1,4 @@
-"""Polynomials of masses, fitted to numbers with errors at some mass points."""
+"""Polynomials of masses, fitted to numbers with errors at some mass points; Legendre's."""
 
 from __future__ import annotations
 
@@ -27,8 +27,25 @@ def terms(masses: Tensor, low: Tensor, high: Tensor, degrees: Tensor) -> Tensor:
     return (x.unsqueeze(1) ** degrees.to(x)).prod(-1)
 
 
+def legendre(x: Tensor, degree: int) -> Tensor:
+    """Computes the Legendre polynomials P_0 to P_degree of x in [-1, 1], on a new last axis."""
+    found = [torch.ones_like(x), x]
+    for n in range(1, degree):
+        found.append(((2 * n + 1) * x * found[n] - n * found[n - 1]) / (n + 1))
+    return torch.stack(found[: degree + 1], dim=-1)
+
+
 def least_squares(basis: Tensor, value: Tensor, error: Tensor) -> tuple[Tensor, float]:
-    """Fits weighted values; returns the coefficients and chi-squared per degree of freedom."""
+    """Fits a linear model to values with errors.
+
+    Args:
+        basis: Terms of the model at P points, shape ``(P, C)``.
+        value: Values, shape ``(P,)``.
+        error: Their standard errors, shape ``(P,)``.
+
+    Returns:
+        The coefficients ``(C,)``, and chi-squared per degree of freedom; NaN where none is left.
+    """
     theta = torch.linalg.lstsq(basis / error[:, None], (value / error)[:, None]).solution[:, 0]
     residual = (value - basis @ theta) / error
     dof = len(value) - basis.shape[1]

@@ -346,17 +346,9 @@ def reconstruct(
             positive, the events belong to a card with other targets, or the model has no density
             of the masses alone though `mass_grid` asks for it.
     """
-    if len(events) == 0:
-        raise InputError("There are no events to reconstruct.")
     if n_samples < 1:
         raise InputError(f"'n_samples' should be at least 1, got {n_samples}.")
-    # a background has no targets of its own: it is reconstructed as if it were the model's process
-    card = events.card if events.card.targets else model.card
-    if tuple(card.target_names) != tuple(model.card.target_names):
-        raise InputError(
-            f"The model reconstructs {', '.join(model.card.target_names)}, but the events of "
-            f"'{card.name}' have {', '.join(card.target_names)}: use a model trained on this card."
-        )
+    card = _common_card(model, events)
     events.validate()
     at_once = _DRAWS_AT_ONCE if model.device.type == "cpu" else _DRAWS_AT_ONCE_ELSEWHERE
     how: dict[str, Any] = {"steps": steps, "solver": solver, "seed": seed}
@@ -378,6 +370,20 @@ def reconstruct(
         names=None if model.target_names == tuple(card.target_names) else model.target_names,
         mass_density=None if mass_grid is None else density_on_grid(model, events, mass_grid),
     )
+
+
+def _common_card(model: MassModel, events: Events) -> ProcessCard:
+    """Returns the card whose targets a model finds in events, and refuses events of others."""
+    if len(events) == 0:
+        raise InputError("There are no events to reconstruct.")
+    # a background has no targets of its own: it is reconstructed as if it were the model's process
+    card = events.card if events.card.targets else model.card
+    if tuple(card.target_names) != tuple(model.card.target_names):
+        raise InputError(
+            f"The model reconstructs {', '.join(model.card.target_names)}, but the events of "
+            f"'{card.name}' have {', '.join(card.target_names)}: use a model trained on this card."
+        )
+    return card
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -30,6 +30,8 @@ from torch import Tensor
 from massrecon.errors import InputError, StoreError
 from massrecon.events.card import ProcessCard
 from massrecon.events.container import Events
+from massrecon.inference.polynomial import legendre
+from massrecon.inference.statistics import SAME_MASS
 from massrecon.kinematics.mixture_scheme import MassRegion
 from massrecon.provenance import read_json, write_json
 
@@ -39,7 +41,6 @@ DEGREE = 4
 METADATA = "training_prior"
 """Entry of a model's metadata that holds its training prior."""
 
-_SMALLEST = 1.0  # a mass that spreads less [GeV] is taken as fixed
 _NEWTON_STEPS = 60
 _CONVERGED = 1e-9
 _RIDGE = 1e-9
@@ -103,7 +104,10 @@ class TrainingPrior:
             InputError: If `degree` is negative or there are no masses.
         """
         if degree < 0 or len(masses) == 0:
-            raise InputError(f"A density needs masses and degree >= 0, got {len(masses)}, {degree}")
+            raise InputError(
+                f"A density needs at least one mass point and 'degree' >= 0, got {len(masses)} and "
+                f"{degree}."
+            )
         weight = masses.new_ones(len(masses)) if weight is None else weight
         degrees = _degrees([min(degree, len(column.unique()) - 1) for column in masses.T], degree)
         nodes, volume = quadrature(region)
@@ -222,7 +226,7 @@ def varying_masses(events: Events) -> tuple[tuple[str, ...], Tensor]:
         raise InputError("A training prior needs events with true masses: use simulated events.")
     masses = events.masses.double().cpu()
     spread = masses.amax(0) - masses.amin(0)
-    free = [i for i, width in enumerate(spread.tolist()) if width > _SMALLEST]
+    free = [i for i, width in enumerate(spread.tolist()) if width > SAME_MASS]
     if not free:
         raise InputError("All events have the same masses: simulate a range of masses.")
     return tuple(events.card.mass_names[i] for i in free), masses[:, free]
@@ -319,11 +323,8 @@ def _basis(masses: Tensor, degrees: Tensor, region: MassRegion) -> Tensor:
     """Computes the polynomials at masses ``(..., M)``, shape ``(..., K)``."""
     low, high = masses.new_tensor(region.low), masses.new_tensor(region.high)
     x = 2 * (masses - low) / (high - low) - 1
-    legendre = [torch.ones_like(x), x]
-    for n in range(1, int(degrees.max()) if len(degrees) else 0):
-        legendre.append(((2 * n + 1) * x * legendre[n] - n * legendre[n - 1]) / (n + 1))
-    stacked = torch.stack(legendre, dim=-1)  # (..., M, D)
-    columns = [stacked[..., i, degrees[:, i].to(x.device)] for i in range(x.shape[-1])]
+    polynomials = legendre(x, int(degrees.max()) if len(degrees) else 0)  # (..., M, D)
+    columns = [polynomials[..., i, degrees[:, i].to(x.device)] for i in range(x.shape[-1])]
     return torch.stack(columns).prod(0)
 
 

@@ -2,9 +2,8 @@
 
 Events are drawn from a pool that was simulated at one mass point, and their log-likelihoods added
 up. An experiment is a row of counts, how often it contains each event of the pool, so that all
-experiments are one matrix product. No event is twice in an experiment as long as the pool is larger
-than the experiment, but experiments share events: pools should hold some ten times more events than
-an experiment.
+experiments are one matrix product. Without weights no event is twice in an experiment, but
+experiments share events: pools should hold some ten times more events than an experiment.
 
 The test statistic of a mass point is the likelihood ratio
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
+from massrecon.inference.massgrid import step_of
 
 FARTHEST = -60.0
 """Smallest log-likelihood of one event: a density that excludes its own truth is not believed."""
@@ -184,7 +184,7 @@ def _distances(axes: Sequence[Tensor], mass: Tensor, index: Tensor) -> Tensor:
     """Returns the squared distances of grid points from a mass point, in steps."""
     distance = torch.zeros(len(index), dtype=torch.float64)
     for axis, value in zip(reversed(axes), reversed(mass.tolist()), strict=True):
-        step = float(axis[1] - axis[0])
+        step = step_of(axis)
         distance += ((axis[index % len(axis)].double() - value) / step).square()
         index = index // len(axis)
     return distance

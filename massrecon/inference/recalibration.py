@@ -15,8 +15,8 @@ below the truth, its density given where the posterior sits is modelled as
 
     log g(u | x) = sum_k c_k(x) b_k(u) - log Z(x),      c_k(x) = sum_p theta_kp x_p,
 
-with b = z, z^2, P_3, ..., P_K, where z is the normal quantile of u and P_k Legendre polynomials of
-2u - 1, and with features x: position and width of the posterior. The first two correct bias and
+with b = z, z^2 - 1, P_3, ..., P_K, where z is the normal quantile of u and P_k Legendre polynomials
+of 2u - 1, and with features x: position and width of the posterior. The first two correct bias and
 width of a Gaussian exactly, the others its shape, differently in different places. With the
 integral G of g the corrected distribution function is G(F(m) | x). Each mass is bent on its own and
 ranks of draws are kept: marginal distributions are corrected, the correlation of masses stays as
@@ -44,10 +44,11 @@ from torch import Tensor
 from massrecon.errors import InputError, StoreError
 from massrecon.inference.estimators import central_interval, median
 from massrecon.inference.griddensity import at_points
+from massrecon.inference.polynomial import legendre
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.prior import TrainingPrior
 from massrecon.inference.sbc import rank_values
-from massrecon.inference.statistics import clusters, group_sums
+from massrecon.inference.statistics import SAME_MASS, clusters, group_sums
 from massrecon.provenance import read_json, write_json
 
 if TYPE_CHECKING:
@@ -89,7 +90,11 @@ class Temperature:
             raise InputError(f"'value' should be a positive temperature, got {self.value}.")
 
     def __call__(self, log_ratio: Tensor, points: Tensor) -> Tensor:
-        """Corrects log r ``(n, G)`` at evenly spaced mass points ``(G, M)`` [GeV]."""
+        """Corrects log r ``(n, G)`` at evenly spaced mass points ``(G, M)`` [GeV].
+
+        The mean ratio is one over these points, which should cover the whole prior: leave it to
+        `massrecon.inference.likelihood.log_ratios` where they do not.
+        """
         cooled = log_ratio / self.value
         log_prior = self.prior.log_density(points).to(cooled)
         share = torch.softmax(log_prior, dim=0).log()
@@ -221,7 +226,8 @@ class ConditionalPIT:
                 f"{posterior.n_draws}."
             )
         truth = posterior.true_masses().double()
-        names = [n for n, w in zip(posterior.mass_names, _spread(truth), strict=True) if w > 1]
+        spread = (truth.amax(0) - truth.amin(0)).tolist()
+        names = [n for n, w in zip(posterior.mass_names, spread, strict=True) if w > SAME_MASS]
         if not names:
             raise InputError("No true mass varies among these events: calibration needs a range.")
         ranks = rank_values(posterior.mass_samples(), truth, seed)
@@ -292,10 +298,6 @@ def load_recalibration(path: str | Path) -> Temperature | ConditionalPIT:
         raise StoreError(f"'{path}' cannot be read as a recalibration: {error!r}") from error
 
 
-def _spread(truth: Tensor) -> list[float]:
-    return (truth.amax(0) - truth.amin(0)).tolist()
-
-
 def _features(posterior: Posterior, name: str, names: tuple[str, ...] | list[str]) -> Tensor:
     """Computes position and width of the posterior of a mass, ``(N, P - 1)``."""
     samples = posterior.mass_samples().double()
@@ -313,13 +315,10 @@ def _with_constant(features: Tensor) -> Tensor:
 
 
 def _basis(u: Tensor, degree: int) -> Tensor:
-    """Computes z, z^2, P_3, ..., P_K of u, shape ``(..., K)``."""
+    """Computes z, z^2 - 1, P_3, ..., P_K of u, shape ``(..., K)``."""
     z = torch.special.ndtri(u.clamp(_EDGE, 1 - _EDGE))
-    x = 2 * u - 1
-    legendre = [torch.ones_like(x), x]
-    for n in range(1, degree):
-        legendre.append(((2 * n + 1) * x * legendre[n] - n * legendre[n - 1]) / (n + 1))
-    return torch.stack([z, z.square() - 1, *legendre[3:]][:degree], dim=-1)
+    higher = legendre(2 * u - 1, degree)[..., 3:].unbind(-1)
+    return torch.stack([z, z.square() - 1, *higher][:degree], dim=-1)
 
 
 @lru_cache(maxsize=1)

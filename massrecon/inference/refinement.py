@@ -13,8 +13,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from massrecon.inference.gridposterior import GridPosterior, cubic_weights
+from massrecon.inference.gridposterior import (
+    GridPosterior,
+    cubic_weights,
+    with_parabolic_ends,
+)
 from massrecon.inference.likelihood import centres
+from massrecon.inference.massgrid import step_of
 from massrecon.kinematics.mixture_scheme import MassRegion
 
 DEPTH = 18.0
@@ -30,7 +35,7 @@ _MOST = {1: 2000, 2: 128, 3: 40}  # points on an axis, for each number of masses
 _MOST_OF_MANY = 16
 _SPARE = 2  # further cells on each side
 _SHARE_OF_STEP = 0.3  # width of a posterior that fits into one cell, in cells
-_SETTLED = 0.8  # an axis is not moved for less
+_SETTLED = 0.8  # new over old step of an axis above which it is kept
 
 
 def finer_axes(
@@ -59,7 +64,7 @@ def finer_axes(
     for i, (name, axis) in enumerate(posterior.axes.items()):
         others = tuple(j for j in range(used.ndim) if j != i)
         at = (used.any(others) if others else used).nonzero()
-        step = float(axis[1] - axis[0])
+        step = step_of(axis)
         low = max(float(axis[int(at[0])]) - (0.5 + _SPARE) * step, region.low[i])
         high = min(float(axis[int(at[-1])]) + (0.5 + _SPARE) * step, region.high[i])
         n = min(max(math.ceil((high - low) * per_width / widths[i]), least), most)
@@ -76,7 +81,7 @@ def finer_axes(
 def conditional_widths(posterior: GridPosterior) -> list[float]:
     """Computes the width of each mass at fixed others, the median of many posteriors [GeV]."""
     covariance = posterior.covariance()
-    steps = [float(axis[1] - axis[0]) for axis in posterior.axes.values()]
+    steps = [step_of(axis) for axis in posterior.axes.values()]
     least = torch.tensor([(_SHARE_OF_STEP * step) ** 2 for step in steps]).to(covariance)
     precision = torch.linalg.inv(covariance + torch.diag(1e-3 * least))
     widths = precision.diagonal(dim1=-2, dim2=-1).clamp_min(1e-12).rsqrt()
@@ -89,8 +94,8 @@ def resampled(
 ) -> Tensor:
     """Interpolates log-values ``(..., G)`` from even axes to others, cubic in each mass.
 
-    Linear beside excluded points, which stay excluded; beyond the outermost points a parabola goes
-    on for half a cell, and nothing is known outside of the cells.
+    Beside excluded points the nearest one counts, so that these stay excluded; beyond the outermost
+    points a parabola goes on for half a cell, and nothing is known outside of the cells.
 
     Args:
         log_values: Values on the product of `own`, the last mass fastest.
@@ -113,15 +118,12 @@ def resampled(
 def _resample(values: Tensor, own: Tensor, axis: Tensor, floor: float) -> Tensor:
     """Interpolates the last dimension."""
     most = len(own) - 1
-    place = (axis - own[0]) / (own[1] - own[0])
+    place = (axis - own[0]) / step_of(own)
     left = place.floor().long().clamp(0, most - 1)
     s = place - left
     inner = [values[..., (left + k).clamp(0, most)] for k in (-1, 0, 1, 2)]
-    before, near, far, behind = inner
-    edges = (left == 0), (left + 1 >= most)
-    before = torch.where(edges[0], 3 * near - 3 * far + behind, before)
-    behind = torch.where(edges[1], 3 * far - 3 * near + before, behind)
-    parts = (before, near, far, behind)
+    parts = with_parabolic_ends(inner, left == 0, left + 1 >= most)
+    near, far = inner[1:3]
     curved = torch.stack([w * v for w, v in zip(cubic_weights(s), parts, strict=True)]).sum(0)
     excluded = torch.stack(inner).amin(0) <= floor
     nearest = torch.where(s < 0.5, near, far)

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from massrecon.inference.posterior import Posterior
-from massrecon.inference.statistics import MassPoints, effective_size, mass_points
+from massrecon.inference.statistics import (
+    MassPoints,
+    effective_size,
+    mass_points,
+    plain_numbers,
+)
 
 _LOW, _HIGH = 0.16, 0.84
 # correlation of the two quantiles in a large sample
@@ -43,10 +48,7 @@ class ResolutionTable:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain numbers for JSON; None where there are no events."""
         names = ("bias", "bias_error", "resolution", "resolution_error")
-        columns = {
-            name: [x if math.isfinite(x) else None for x in getattr(self, name).tolist()]
-            for name in names
-        }
+        columns = {name: plain_numbers(getattr(self, name)) for name in names}
         return {
             "mass": self.points.mass,
             "estimator": self.estimator,

@@ -23,7 +23,7 @@ from torch import Tensor
 from massrecon.errors import InputError
 from massrecon.events.container import Events
 from massrecon.inference.combination import OUTLIERS
-from massrecon.inference.densities import densities_of
+from massrecon.inference.densities import MassDensities, densities_of
 from massrecon.inference.gridposterior import Estimator, GridPosterior
 from massrecon.inference.likelihood import (
     STEP,
@@ -226,13 +226,27 @@ class _Pool:
     """Densities of the simulated events, tabled on any axes."""
 
     def __init__(
-        self, densities: Any, prior: TrainingPrior, calibration: Any, outliers: float
+        self,
+        densities: MassDensities,
+        prior: TrainingPrior,
+        calibration: Calibration | None,
+        outliers: float,
     ) -> None:
         self.densities, self.prior = densities, prior
-        self.options = {"calibration": calibration, "outliers": outliers}
+        self.calibration, self.outliers = calibration, outliers
 
     def table(self, axes: Mapping[str, Tensor]) -> MassLikelihood:
-        parts = [found for _, found in log_ratios(self.densities, axes, self.prior, **self.options)]
+        """Tabulates the likelihoods of all events."""
+        parts = [
+            found
+            for _, found in log_ratios(
+                self.densities,
+                axes,
+                self.prior,
+                calibration=self.calibration,
+                outliers=self.outliers,
+            )
+        ]
         inside = self.prior.region.contains(product_points(list(axes.values())))
         return MassLikelihood(
             axes=axes, inside=inside, log_ratio=torch.cat(parts), prior=self.prior

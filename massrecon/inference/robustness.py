@@ -10,8 +10,9 @@ it: N events are drawn from events at one mass point, their masses are measured 
 observables are compared with the training sample at the measured masses. The power is the share of
 such experiments with a p-value below that of a given share of experiments on undisturbed events:
 
-    nominal = alarms(model, reference, events, 10)
-    power, error = alarm_power(nominal, alarms(model, reference, disturbed, 10), rate=0.05)
+    nominal = alarms(likelihoods(model, events), reference, events, 10)
+    found = alarms(likelihoods(model, disturbed), reference, disturbed, 10)
+    power, error = alarm_power(nominal, found, rate=0.05)
 """
 
 from __future__ import annotations
@@ -27,16 +28,9 @@ from massrecon.errors import InputError
 from massrecon.events.container import Events
 from massrecon.inference import estimators as est
 from massrecon.inference.combination import OUTLIERS
-from massrecon.inference.densities import densities_of
+from massrecon.inference.diagnostics import predicted_and_attained
 from massrecon.inference.gridposterior import GridPosterior
-from massrecon.inference.likelihood import (
-    STEP,
-    MassLikelihood,
-    log_ratios,
-    training_prior_of,
-    whole_grid,
-)
-from massrecon.inference.massgrid import product_points
+from massrecon.inference.likelihood import MassLikelihood, mass_likelihood
 from massrecon.inference.novelty import Reference, compared
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.pseudo import experiments, totals
@@ -88,7 +82,7 @@ def single_events(posterior: Posterior) -> SingleEvents:
     values = {
         "window": (est.window(draws, WINDOW) - truth).abs() < WINDOW,
         "median": (est.median(draws) - truth).abs() < WINDOW,
-        "predicted": _predicted(draws),
+        "predicted": predicted_and_attained(draws, truth, WINDOW)[0],
         "covered": (truth >= low) & (truth <= high),
         "bias": est.mean(draws) - truth,
     }
@@ -97,16 +91,6 @@ def single_events(posterior: Posterior) -> SingleEvents:
         masses=truth,
         names=posterior.mass_names,
     )
-
-
-def _predicted(draws: Tensor) -> Tensor:
-    """Computes the posterior mass of each window, chosen and counted on different draws."""
-    halves = draws[::2], draws[1::2]
-    shares = [
-        ((est.window(one, WINDOW) - other).abs() < WINDOW).double().mean(0)
-        for one, other in (halves, halves[::-1])
-    ]
-    return (shares[0] + shares[1]) / 2
 
 
 def mean_values(found: SingleEvents, seed: int = 0) -> dict[str, Tensor]:
@@ -224,7 +208,7 @@ def alarm_power(nominal: Experiments, found: Experiments, rate: float) -> tuple[
 def likelihoods(
     model: MassModel | KinematicMixture, events: Events, outliers: float = OUTLIERS
 ) -> MassLikelihood:
-    """Tabulates the likelihoods of all events on the whole grid of the model's training prior.
+    """Tabulates the likelihoods of all events as `massrecon.measure` takes them by default.
 
     Args:
         model: What the masses are measured with.
@@ -232,18 +216,9 @@ def likelihoods(
         outliers: Share of events that are taken to tell nothing, as in `massrecon.measure`.
 
     Raises:
-        InputError: If the model kept no record of its prior.
+        InputError: If there are no events, or a model kept no record of its prior.
     """
-    prior = training_prior_of(model, None)
-    if prior is None:
-        raise InputError("This model kept no record of its training prior: train it again.")
-    densities = densities_of(model, events, region=prior.region)
-    axes = whole_grid(prior, densities, STEP)
-    log_ratio = torch.cat(
-        [found for _, found in log_ratios(densities, axes, prior, outliers=outliers)]
-    )
-    inside = prior.region.contains(product_points(list(axes.values())))
-    return MassLikelihood(axes=axes, inside=inside, log_ratio=log_ratio, prior=prior)
+    return mass_likelihood(model, events, outliers=outliers)
 
 
 def alarms(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from massrecon.errors import InputError
 
 MAX_GRID = 20
 """Up to this many distinct values, the true masses are taken as a grid, not as a continuum."""
+
+SAME_MASS = 1.0
+"""Masses that spread by less [GeV] are one fixed mass."""
 
 _BINS = 8  # of a continuous true mass, if the caller does not say
 
@@ -103,11 +107,22 @@ def mass_points(
     return MassPoints(mass, (edges[1:] + edges[:-1]) / 2, edges, index)
 
 
+def plane_cells(x: MassPoints, y: MassPoints) -> Tensor:
+    """Numbers the cells of two true masses, that of `y` fastest.
+
+    Returns:
+        Number of the cell of each event, shape ``(N,)``; −1 outside of all cells.
+    """
+    inside = (x.index >= 0) & (y.index >= 0)
+    return torch.where(inside, x.index * len(y) + y.index, -1)
+
+
 def clusters(masses: Tensor) -> Tensor:
     """Numbers the groups of events whose fluctuations are not independent.
 
     Events that share a point of a continuous mass prior belong together; on a grid of masses,
-    which is a choice and does not fluctuate, every event stands for itself.
+    which is a choice and does not fluctuate, every event stands for itself. Which of the two it is
+    can only be seen from a whole sample: group it before you take a part of it.
 
     Args:
         masses: True masses [GeV], shape ``(N, M)``.
@@ -142,6 +157,43 @@ def mean_with_error(values: Tensor, weight: Tensor, group: Tensor) -> tuple[Tens
     count = sums.shape[-1]
     scale = math.sqrt(count / (count - 1)) if count > 1 else math.nan
     return mean, scale * sums.square().sum(-1).sqrt() / weight.sum().abs()
+
+
+def means_in_cells(
+    values: Tensor, weight: Tensor, group: Tensor, cell: Tensor, n_cells: int
+) -> tuple[Tensor, Tensor]:
+    """Computes weighted means of the events in each cell and their errors from the groups.
+
+    Args:
+        values: Values, shape ``(..., N)``.
+        weight: Event weights, shape ``(N,)``.
+        group: Number of each event's group in the whole sample, see `clusters`, shape ``(N,)``.
+        cell: Number of each event's cell, see `plane_cells`, shape ``(N,)``.
+        n_cells: Number C of cells.
+
+    Returns:
+        Means and errors, each of shape ``(..., C)``; NaN without events, an error of one group too.
+    """
+    shape = (*values.shape[:-1], n_cells)
+    mean, error = (values.new_full(shape, math.nan, dtype=torch.float64) for _ in range(2))
+    for number in torch.unique(cell[cell >= 0]).tolist():
+        here = cell == number
+        own = torch.unique(group[here], return_inverse=True)[1]
+        mean[..., number], error[..., number] = mean_with_error(
+            values[..., here], weight[here], own
+        )
+    return mean, error
+
+
+def plain_numbers(values: Tensor) -> Any:
+    """Returns a tensor as nested lists, or one number, for JSON; None where it is not finite."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return value if math.isfinite(value) else None
+
+    return plain(values.tolist())
 
 
 def effective_size(weight: Tensor) -> Tensor:

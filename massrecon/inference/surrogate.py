@@ -19,10 +19,10 @@ from torch import Tensor
 from massrecon.errors import InputError
 from massrecon.events.container import Events
 from massrecon.events.masses import parse_masses
+from massrecon.inference.fitting import training_record
 from massrecon.kinematics import fourvectors as fv
 from massrecon.models.surrogate import Condition, Surrogate, SurrogateConfig
-from massrecon.models.training import TrainingConfig, TrainingHistory, train
-from massrecon.provenance import versions
+from massrecon.models.training import TrainingConfig, train
 
 _BATCH = 512
 _LEARNING_RATE = 2e-3
@@ -82,20 +82,10 @@ def fit_surrogate(
         surrogate = Surrogate(events.card, config)
     folder = None if out is None else f"{Path(out)}.training"
     history = train(surrogate, events, validation, recipe, checkpoint_dir=folder, progress=progress)
-    surrogate.metadata = {"n_train": len(events), **_record(history)}
+    surrogate.metadata = {"n_train": len(events), **training_record(history)}
     if out is not None:
         surrogate.save(out)
     return surrogate.to(device).eval()
-
-
-def _record(history: TrainingHistory) -> dict[str, Any]:
-    return {
-        "seed": history.seed,
-        "data_fingerprint": history.data_fingerprint,
-        "metrics": {"validation_loss": history.best["validation_loss"]},
-        "history": history.to_dict(),
-        "trained_with": versions("torch", "lightning"),
-    }
 
 
 def simulate_fast(

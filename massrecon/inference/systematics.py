@@ -31,13 +31,15 @@ import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
+from massrecon.inference.massgrid import step_of
 from massrecon.inference.polynomial import degrees_up_to, least_squares, terms
 from massrecon.inference.pseudo import FARTHEST, refined_maximum
 
 _BLOCKS = 10  # of events, whose spread gives the error of a shift
 _EXCLUDED = -1e6  # in place of -inf, which cannot be interpolated
 _SMALLEST = 0.5  # shifts of less are not worth a search [GeV]
-_STEPS = tuple(x / 2 for x in range(-6, 7))  # in standard deviations
+_SIGMAS, _STEP = 3.0, 0.5  # reach of the search and its largest step, in standard deviations
+_MOST = 60  # steps of the search to either side
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -178,7 +180,7 @@ def _best_of_blocks(log_ratio: Tensor, axes: Sequence[Tensor], inside: Tensor) -
     total = total.masked_fill(~inside, -math.inf)
     _, place = refined_maximum(total, [len(axis) for axis in axes])
     start = torch.tensor([float(axis[0]) for axis in axes], dtype=torch.float64)
-    step = torch.tensor([float(axis[1] - axis[0]) for axis in axes], dtype=torch.float64)
+    step = torch.tensor([step_of(axis) for axis in axes], dtype=torch.float64)
     return start + place.double() * step
 
 
@@ -202,7 +204,7 @@ class Systematics:
         return torch.stack([shift(mass.reshape(1, -1))[0] for shift in self.shifts])
 
     def profiled(self, total: Tensor, axes: Sequence[Tensor]) -> Tensor:
-        """Maximises likelihoods over the nuisance parameters.
+        """Maximises likelihoods over the nuisance parameters, within three standard deviations.
 
         Args:
             total: log L on the product of the axes, -inf where it is not allowed, ``(T, G)``.
@@ -215,7 +217,10 @@ class Systematics:
             ShapeError: If the shapes do not fit.
         """
         if total.ndim != 2 or total.shape[1] != math.prod(len(axis) for axis in axes):
-            raise ShapeError(f"'total' should have a column for each point, got {total.shape}.")
+            raise ShapeError(
+                f"'total' should have shape (T, G) with a column for each point of the axes, got "
+                f"{tuple(total.shape)}."
+            )
         points = torch.cartesian_prod(*(axis.double() for axis in axes)).reshape(-1, len(axes))
         slopes = torch.stack([shift(points) for shift in self.shifts], dim=-1)
         variance, direction = torch.linalg.eigh(slopes @ slopes.transpose(1, 2))
@@ -223,7 +228,8 @@ class Systematics:
         used = (length.amax(0) > _SMALLEST).nonzero()[:, 0].tolist()
         columns = total.T.contiguous().clamp_min(_EXCLUDED)
         best = columns.clone()
-        for z in itertools.product(_STEPS, repeat=len(used)):
+        steps = [_search(direction[:, :, k] * length[:, k : k + 1], axes) for k in used]
+        for z in itertools.product(*steps):
             offset = torch.zeros_like(points)
             for k, value in zip(used, z, strict=True):
                 offset += direction[:, :, k] * length[:, k : k + 1] * value
@@ -265,13 +271,27 @@ class Systematics:
         return cls(tuple(MassShift.from_dict(shift) for shift in content["shifts"]))
 
 
+def _search(shift: Tensor, axes: Sequence[Tensor]) -> list[float]:
+    """Lists the standard deviations at which to look along a shift ``(G, M)`` [GeV].
+
+    Between two of them no mass moves by more than a cell of its axis, which a likelihood that is
+    much narrower than the shift needs.
+    """
+    cells = max(
+        float(column.abs().amax()) / step_of(axis)
+        for column, axis in zip(shift.T, axes, strict=True)
+    )
+    number = math.ceil(_SIGMAS * max(cells, 1 / _STEP))
+    return torch.linspace(-_SIGMAS, _SIGMAS, 2 * min(number, _MOST) + 1).tolist()
+
+
 def _moved(columns: Tensor, axes: Sequence[Tensor], points: Tensor) -> Tensor:
     """Interpolates ``(G, T)`` linearly at one point for each row; -inf beyond the grid."""
     shape = [len(axis) for axis in axes]
     lefts, shares = [], []
     outside = torch.zeros(len(points), dtype=torch.bool)
     for m, axis in enumerate(axes):
-        place = (points[:, m] - float(axis[0])) / float(axis[1] - axis[0])
+        place = (points[:, m] - float(axis[0])) / step_of(axis)
         outside |= (place < -1e-9) | (place > len(axis) - 1 + 1e-9)
         left = place.floor().clamp(0, len(axis) - 2).long()
         lefts.append(left)

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from massrecon.errors import unknown_name
-from massrecon.inference.statistics import MassPoints, Rates
+from massrecon.inference.statistics import MassPoints, Rates, plain_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +179,10 @@ class EfficiencyTable:
         return {
             f"{w:g}": {
                 "predicted": float(own.predicted[i, k]),
-                "predicted_error": _number(own.predicted_error[i, k]),
+                "predicted_error": plain_numbers(own.predicted_error[i, k]),
                 "attained": float(own.attained[i, k]),
-                "attained_error": _number(own.attained_error[i, k]),
-                "difference_error": _number(own.difference_error[i, k]),
+                "attained_error": plain_numbers(own.attained_error[i, k]),
+                "difference_error": plain_numbers(own.difference_error[i, k]),
             }
             for k, w in enumerate(self.windows)
         }
@@ -227,11 +226,6 @@ def _cells(
 
 def _columns(rates: Rates, row: tuple[int, ...]) -> dict[str, list[float | None]]:
     return {
-        name: [_number(x) for x in tensor[row]]
+        name: plain_numbers(tensor[row])
         for name, tensor in (("value", rates.value), ("error", rates.error))
     }
-
-
-def _number(value: Tensor) -> float | None:
-    """Returns a number that JSON can hold."""
-    return float(value) if bool(torch.isfinite(value)) else None

@@ -108,10 +108,16 @@ class Unfolded:
     def chi_square(self, truth: Tensor, iteration: int, truth_error: Tensor | None = None) -> float:
         """Compares with true shares ``(B,)``: chi squared over its B - 1 degrees of freedom.
 
+        The inverse of a covariance from R samples is too large on average: without `truth_error`
+        chi squared is, by a factor (R - 1) / (R - B - 1), 1.14 for 100 samples and 12 bins.
+
         Args:
             truth: True shares.
             iteration: After how many iterations.
             truth_error: Standard errors of `truth`, where it is a sample of its own.
+
+        References:
+            J. Hartlap, P. Simon and P. Schneider, astro-ph/0608064, Eq. (17): that factor.
         """
         covariance = self.covariance[iteration][:-1, :-1]
         if truth_error is not None:

@@ -18,6 +18,7 @@ from massrecon.visual.template import (
     DASHES,
     LEGEND_ABOVE,
     MARKERS,
+    WHITE_TO_BLUE,
     finish,
 )
 
@@ -26,7 +27,6 @@ SYMBOLS = {"MT2": "<i>M</i><sub>T2</sub>", "M2CC": "<i>M</i><sub>2CC</sub>"}
 
 _CELLS = 40
 _BINS = 60
-_WHITE_TO_BLUE = [[0.0, "#FFFFFF"], [0.15, "#D6E6F4"], [0.5, "#6AAED6"], [1.0, "#0B4A8A"]]
 _AXES = "xyz"
 _UPPER_SHARE = 0.01
 
@@ -185,7 +185,7 @@ def _heat_map(m: Momenta, component: int, limit: float) -> go.Heatmap:
     x, y = m.true[:, component].numpy(), m.found[:, component].numpy()
     counts, _, _ = np.histogram2d(x, y, bins=[edges, edges], weights=m.weight.numpy())
     return go.Heatmap(
-        x=edges.round(3), y=edges.round(3), z=counts.T.round(2), colorscale=_WHITE_TO_BLUE, zmin=0,
+        x=edges.round(3), y=edges.round(3), z=counts.T.round(2), colorscale=WHITE_TO_BLUE, zmin=0,
         showscale=False,
         hovertemplate="true %{x:.0f}, found %{y:.0f} GeV: %{z} events<extra></extra>",
     )  # fmt: skip
@@ -331,7 +331,7 @@ def estimates_compared(
         )
     figure.update_xaxes(title_text=f"estimated − true {symbol} [GeV]", col=1)
     figure.update_yaxes(title_text="events per bin [%]", rangemode="tozero", col=1)
-    figure.update_xaxes(title_text="window [GeV]", col=2)
+    figure.update_xaxes(title_text="half-width of the window [GeV]", col=2)
     figure.update_yaxes(title_text="events within the window [%]", range=[0, 103], col=2)
     figure.update_layout(legend=LEGEND_ABOVE)
     shares = ", ".join(

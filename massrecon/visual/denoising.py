@@ -25,8 +25,8 @@ from massrecon.visual.template import (
 )
 
 _BINS = 40
-_MAIN = 0.8
-_STRIP = 6
+_MAIN = 0.8  # part of the plane in the figure
+_STRIP = 6  # levels of noise beside each other
 
 
 def denoising_figure(
@@ -84,7 +84,18 @@ def denoising_strip(
     event: int = 0,
     truth: Tensor | None = None,
 ) -> go.Figure:
-    """Draws six levels of noise beside each other, from the first to the draws."""
+    """Draws six levels of noise beside each other, from the first to the draws.
+
+    Args:
+        way: The way of the draws.
+        pair: Names of the targets across and up.
+        labels: Their labels, with units.
+        event: Position of the event in `way`.
+        truth: True targets [GeV], shape ``(R,)``; none drawn if not given.
+
+    Raises:
+        InputError: If there is no such target.
+    """
     at = _columns(way, pair)
     shown = sorted({round(i * (len(way) - 1) / (_STRIP - 1)) for i in range(_STRIP)})
     true = (None, None) if truth is None else tuple(float(truth[i]) for i in at)

@@ -29,7 +29,9 @@ from massrecon.visual.template import BLACK, LEGEND_ABOVE, finish, target_label
 _NATURAL_WIDTH = 1e-4  # a fixed mass still has the narrow width of its particle
 
 
-def truth_against_generated(posterior: Posterior, n_bins: int = 24) -> go.Figure:
+def truth_against_generated(
+    posterior: Posterior, n_bins: int = 24, group: Tensor | None = None
+) -> go.Figure:
     """Draws the generated distribution of every target over the true one, with their ratio.
 
     Truth and draws belong to the same events, so their distributions fluctuate together. The grey
@@ -40,6 +42,8 @@ def truth_against_generated(posterior: Posterior, n_bins: int = 24) -> go.Figure
     Args:
         posterior: A posterior with truth.
         n_bins: Bins of each distribution, at most; fewer where the truth has few distinct values.
+        group: Number of the group of events that fluctuate together, shape ``(N,)``; found from
+            the masses if not given, which takes those of a whole sample, not of a cell of it.
 
     Raises:
         InputError: If there is no truth or no event, or fewer than two bins.
@@ -48,7 +52,7 @@ def truth_against_generated(posterior: Posterior, n_bins: int = 24) -> go.Figure
         raise InputError(f"'n_bins' should be at least 2, got {n_bins}.")
     if len(posterior) == 0:
         raise InputError("The posterior holds no events: there is nothing to show.")
-    group = clusters(posterior.true_masses())
+    group = clusters(posterior.true_masses()) if group is None else group
     figure = ratio_grid(len(posterior.target_names))
     for i, name in enumerate(posterior.target_names):
         truth, samples = posterior.true_target(name), posterior.target(name)

@@ -9,9 +9,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from massrecon.errors import InputError
-from massrecon.visual.template import BLUE, GREEN, LEGEND_ABOVE, VERMILION, finish, mass_label
-
-_WHITE_TO_BLUE = [[0.0, "#FFFFFF"], [0.15, "#D6E6F4"], [0.5, "#6AAED6"], [1.0, "#0B4A8A"]]
+from massrecon.visual.template import (
+    BLUE,
+    GREEN,
+    LEGEND_ABOVE,
+    VERMILION,
+    WHITE_TO_BLUE,
+    finish,
+    mass_label,
+)
 
 
 def plane_density(
@@ -70,7 +76,7 @@ def _add_plane(
 ) -> None:
     figure.add_trace(
         go.Heatmap(
-            x=values[0], y=values[1], z=density.T, colorscale=_WHITE_TO_BLUE, zmin=0,
+            x=values[0], y=values[1], z=density.T, colorscale=WHITE_TO_BLUE, zmin=0,
             showscale=False, zsmooth="best",
             hovertemplate="%{x:.0f}, %{y:.0f} GeV: %{z:.2g} / GeV²<extra></extra>",
         ),

@@ -14,10 +14,17 @@ from massrecon.errors import InputError
 from massrecon.inference.posterior import Posterior
 from massrecon.inference.resolution import weighted_quantile
 from massrecon.inference.statistics import MassPoints, mass_points
-from massrecon.visual.template import BLACK, LEGEND_ABOVE, VERMILION, finish, mass_label, plain
+from massrecon.visual.template import (
+    BLACK,
+    LEGEND_ABOVE,
+    VERMILION,
+    WHITE_TO_BLUE,
+    finish,
+    mass_label,
+    plain,
+)
 
 _CELLS = 48  # of the density map along each axis
-_WHITE_TO_BLUE = [[0.0, "#FFFFFF"], [0.15, "#D6E6F4"], [0.5, "#6AAED6"], [1.0, "#0B4A8A"]]
 
 
 def predicted_against_true(
@@ -107,7 +114,7 @@ def _density_map(
         truth.numpy(), estimate.numpy(), bins=[x_edges, y_edges], weights=weight.numpy()
     )
     return go.Heatmap(
-        x=x_edges, y=y_edges, z=np.round(counts.T, 6), colorscale=_WHITE_TO_BLUE, zmin=0,
+        x=x_edges, y=y_edges, z=np.round(counts.T, 6), colorscale=WHITE_TO_BLUE, zmin=0,
         colorbar={"title": {"text": "events"}, "len": 0.72, "y": 1.0, "yanchor": "top",
                   "thickness": 14},
     )  # fmt: skip

@@ -23,7 +23,7 @@ JET_REGIONS = ((0.0, 1.3), (1.3, 2.5), (2.5, 4.0))
 HT_EDGES = (400, 600, 800, 1000, 1250, 1500, 2000, 3000)
 """Edges of the bins of the scalar sum of pT [GeV]."""
 
-_ENOUGH = 10
+_ENOUGH = 10  # objects in a bin that is drawn
 _KINDS = ("electron", "muon", "photon")
 _LOG_PT = {"type": "log", "tickvals": [20, 50, 100, 200, 500], "minor": {"ticks": ""}}
 _PT = "true <i>p</i><sub>T</sub> [GeV]"

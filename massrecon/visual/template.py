@@ -24,7 +24,6 @@ GREY = "#7F7F7F"
 ORANGE = "#E69F00"
 SKY = "#56B4E9"
 GREEN = "#009E73"
-YELLOW = "#F0E442"
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
 PURPLE = "#CC79A7"
@@ -40,6 +39,9 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
 BAND = "rgba(127, 127, 127, 0.35)"
 """Fill of an uncertainty band."""
+
+WHITE_TO_BLUE = [[0.0, "#FFFFFF"], [0.15, "#D6E6F4"], [0.5, "#6AAED6"], [1.0, "#0B4A8A"]]
+"""Colours of densities and counts, white where there is nothing."""
 
 LEGEND_ABOVE = {
     "orientation": "h",

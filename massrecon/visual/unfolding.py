@@ -153,11 +153,11 @@ def bias_by_iteration(
     figure.add_hline(y=0, line={"color": BLACK, "width": 1})
     count = max(len(result.share) for result in results.values())
     figure.update_xaxes(
-        title_text=f"iterations of the prior, for the mean of {label}",
+        title_text="iterations of the prior",
         tickvals=list(range(-1, count)),
         ticktext=["training", *map(str, range(count))],
     )  # fmt: skip
-    figure.update_yaxes(title_text="unfolded − true mean")
+    figure.update_yaxes(title_text=f"unfolded − true mean of {label}")
     figure.update_layout(legend={**LEGEND_ABOVE, "y": 1.02})
     caption = (
         "Difference between unfolded and true mean after each iteration, and (open) between the "

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from massrecon.errors import InputError
+from massrecon.events.container import Events
 from massrecon.inference.efficiency_map import EfficiencyMap, efficiency_map
 from massrecon.inference.mixture import mixture_posterior
 from massrecon.inference.posterior import Posterior, reconstruct
@@ -127,11 +128,18 @@ def _opened(
     if key not in _CELLS:
         if len(_CELLS) >= _KEPT:
             _CELLS.pop(next(iter(_CELLS)))
-        part = sample[rows]
+        part, group = sample[rows], _groups(sample, rows)
         draw = mixture_posterior if isinstance(source, KinematicMixture) else reconstruct
         posterior = draw(source, part, n_samples, seed=seed)  # type: ignore[arg-type]  each with its own kind of source
-        _CELLS[key] = truth_against_generated(posterior), _targets(posterior)
+        figure = truth_against_generated(posterior, group=group)
+        _CELLS[key] = figure, _targets(posterior, group)
     return _CELLS[key]
+
+
+def _groups(sample: Events, rows: list[int]) -> Tensor:
+    """Numbers the groups of some events that fluctuate together, as the whole sample has them."""
+    assert sample.masses is not None
+    return clusters(sample.masses.double())[rows].unique(return_inverse=True)[1]
 
 
 def _ends(points: MassPoints, index: int) -> tuple[float, float]:
@@ -179,9 +187,8 @@ def _map_reading(found: EfficiencyMap, model: str) -> str:
     )
 
 
-def _targets(inside: Posterior) -> dict[str, Any]:
+def _targets(inside: Posterior, group: Tensor) -> dict[str, Any]:
     """Compares means and distributions of all targets."""
-    group = clusters(inside.true_masses())
     targets = {}
     for name in inside.target_names:
         truth, drawn = inside.true_target(name).double(), inside.target(name).double()

@@ -27,7 +27,7 @@ def explore_training_monitor(folder: str = FOLDER) -> Exploration:
     """
     found = training_progress(folder)
     data = _data(found)
-    figure = training_curve(found.history()) if found.records else _waiting(folder)
+    figure = training_curve(found.history()) if found.records else _waiting()
     return Exploration(figure=figure, data=data, reading=_reading(found, data, folder))
 
 
@@ -49,7 +49,7 @@ def _data(found: TrainingProgress) -> dict[str, Any]:
     }
 
 
-def _waiting(folder: str) -> go.Figure:
+def _waiting() -> go.Figure:
     """Shows empty axes until there is something to draw."""
     figure = go.Figure(go.Scatter(x=[], y=[], showlegend=False))
     figure.add_annotation(

@@ -16,9 +16,15 @@ from torch import Tensor
 from massrecon.errors import InputError, unknown_name
 from massrecon.events.generator import simulate
 from massrecon.inference.chains import Level, PairedChains, paired_chains
-from massrecon.inference.classical import SUBSYSTEMS, VARIABLES, KinkScan, Measured, measure
+from massrecon.inference.classical import (
+    SUBSYSTEMS,
+    VARIABLES,
+    KinkScan,
+    Measured,
+    kink_of,
+    measure,
+)
 from massrecon.kinematics.constrained import Subsystem, m2_cc
-from massrecon.kinematics.endpoints import fit_kink
 from massrecon.kinematics.transverse import mt, mt2_solution
 from massrecon.visual.classical import SYMBOLS, kink, variable_distributions
 from massrecon.visual.explore.exploration import Exploration
@@ -29,11 +35,11 @@ from massrecon.visual.template import GREY
 TOYS = ("antler", "antler_ttbar")
 """Process cards of pairs of two-step chains that are simulated in seconds."""
 
-_CELLS = 61
-_TRIALS = 13
+_CELLS = 61  # of the contour along each momentum
+_TRIALS = 13  # trial masses of a scan
 _LEVELS: dict[str, Level] = {"partons": "partons", "objects": "objects"}
 _PARTS: dict[str, Subsystem] = {name: name for name in SUBSYSTEMS}
-_FEWEST = 100
+_FEWEST = 100  # events of which an endpoint is fitted
 
 
 def explore_variables(
@@ -238,16 +244,8 @@ def _scans(key: SampleKey, name: Subsystem, tell: Tell | None) -> list[KinkScan]
                 done = len(found) + len(scans) * len(trials)
                 tell(done / (2 * len(trials)), f"{variable} at a trial mass of {trial:.0f} GeV")
             found.append(_measured(key, variable, name, trial))
-        scans.append(KinkScan(measured=tuple(found), kink=_kink_in(found)))
+        scans.append(KinkScan(measured=tuple(found), kink=kink_of(found)))
     return scans
-
-
-def _kink_in(measured: Sequence[Measured]) -> Any:
-    fits = [(m.m_invisible, m.fit) for m in measured if m.fit is not None]
-    if len(fits) < 7:
-        return None
-    rows = [(m, fit.value, 0.5 * (fit.high - fit.low)) for m, fit in fits]
-    return fit_kink(*torch.tensor(rows).double().unbind(1))
 
 
 def _one_event(
