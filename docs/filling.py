@@ -157,6 +157,7 @@ FILLINGS: dict[str, Callable[..., str]] = {
         *(measured_study.ceilings, measured_study.claims),
         *(measured_study.generalisation, measured_study.alarm_power),
         measured.with_background,
+        measured.surrogate,
         *(measured.combination, measured.combination_speed, measured.coverage),
         *(measured.calibration, measured.joint_calibration, measured.reach),
         *(measured.deelema, measured.deelema_coverage, measured.deelema_trial),

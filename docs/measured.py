@@ -207,6 +207,23 @@ def coverage() -> str:
     return table(head, rows) + made_by(results, said)
 
 
+def surrogate() -> str:
+    """The surrogate of the simulation: whether a classifier tells it apart, and its speed."""
+    results = recorded("surrogate")
+    speed = results["speed_ratio"]
+    rows = [
+        *([f"AUC, {what}", f"{one['value']:.3f} ± {one['error']:.3f}"]
+          for what, one in results["auc"].items()),
+        ["speed over the simulation", f"{speed['median']:.0f} ({speed['least']:.0f} to "
+         f"{speed['largest']:.0f})"],
+    ]  # fmt: skip
+    said = (
+        f"{results['n_train']:,} training and {results['n_test']:,} test events, seed "
+        f"{results['seed']}; family {results['family']}."
+    )
+    return table(["", ""], rows) + made_by(results, said)
+
+
 def reach() -> str:
     """Expected significance at some points of the plane."""
     results = recorded("reach")

