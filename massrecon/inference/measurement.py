@@ -132,8 +132,9 @@ class MassMeasurement:
 
         The true masses lie between all of them at once at least as often as `level`.
         """
-        grid, inside = self.confidence_region(level, _FINER)
-        held = grid.points[inside]
+        grid, excess = self.confidence_excess(level, _FINER if len(self.names) < 3 else 1)
+        # the best point is always inside
+        held = grid.points[excess <= excess.min().clamp_min(0)]
         half = torch.tensor([step_of(axis) / 2 for axis in grid.axes.values()]).to(held)
         return torch.stack([held.amin(0) - half, held.amax(0) + half], dim=-1)
 
