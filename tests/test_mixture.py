@@ -19,6 +19,7 @@ from massrecon.inference.mixture import (
     mixture_posterior,
     mixture_summaries,
 )
+from massrecon.kinematics import backends
 from massrecon.kinematics.legs import DecayLegs
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_events import DetectedEvents, MixtureOptions
@@ -87,6 +88,20 @@ def test_merged_hypotheses_keep_their_weight(wino: Start, backend: str) -> None:
     assert float(off.median()) < 5.0, off
 
 
+def test_hypotheses_of_equal_weight_are_all_counted(wino: Start) -> None:
+    """Doubled jets make hypotheses whose scores no limit can tell apart."""
+    start, events = wino
+    few, everything = (_with_kept(start, kept) for kept in (12, 4000))
+    seen = detected(events[:25])
+    jets = torch.tensor([kind == "jet" for kind in seen.kinds])
+    p4 = torch.where(jets[:, None], seen.p4[:, jets][:, :1], seen.p4)
+    doubled = DetectedEvents(p4, seen.present, seen.kinds, seen.ptmiss)
+    short, whole = (m.posterior(doubled).log_evidence for m in (few, everything))
+    torch.testing.assert_close(short, whole, rtol=1e-3, atol=0.1)
+    expected = everything.posterior(doubled, backend="torch").log_evidence
+    torch.testing.assert_close(whole, expected, rtol=1e-3, atol=2e-2)
+
+
 def _with_kept(mixture: KinematicMixture, kept: int) -> KinematicMixture:
     options = MixtureOptions(kept=kept, least_weight=1e-12)
     again = KinematicMixture(mixture.scheme, mixture.response, mixture.region, options)
@@ -121,7 +136,8 @@ def test_tails_lie_around_the_hypotheses(wino: Start) -> None:
         torch.testing.assert_close(found.log_prob(truth)[rows], expected, rtol=1e-3, atol=0.02)
 
 
-def test_threads_share_the_work(wino: Start) -> None:
+def test_threads_share_the_work(wino: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "LEAST_ROWS", 8)
     mixture, events = wino
     threads = torch.get_num_threads()
     try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from massrecon.kinematics import mixture_algebra as algebra
+from massrecon.kinematics import mixture_gaussians as kernel
+from massrecon.kinematics.mixture_outlier import Outlier
 from massrecon.kinematics.mixture_posterior import MassPosterior
 from massrecon.kinematics.mixture_scheme import MassRegion
 
@@ -53,3 +57,27 @@ def test_components_outside_the_region_are_drawn_at_its_edge() -> None:
     # the tail 100 GeV = 20 widths away falls within 25 / 100 GeV
     assert 199.5 < float(draws[:, 0].mean()) < 200
     assert abs(float(draws[:, 1].mean()) - 150) < 2.5
+
+
+def test_compiled_sums_of_components_give_the_tails_of_torch() -> None:
+    pytest.importorskip("numba")
+    generator = torch.Generator().manual_seed(6)
+    region = MassRegion((100.0, 300.0, 10.0), (200.0, 400.0, 50.0))
+    n, a, m = 5, 7, 3
+    mean = 400 * torch.rand(n, a, m, generator=generator, dtype=torch.float64)
+    root = torch.randn(n, a, m, m, generator=generator, dtype=torch.float64)
+    covariance = root @ root.mT + 4 * torch.eye(m, dtype=torch.float64)
+    share = torch.rand(n, a, generator=generator, dtype=torch.float64)
+    share[1], share[2, 3] = 0.0, 0.0
+    centre, precision = mean.new_zeros(m, 1, n), mean.new_zeros(m, m, 1, n)
+    bounds = np.array([region.low, region.high])
+    kernel.add_up_components(
+        *(x.numpy() for x in (share, mean, covariance)), bounds, centre.numpy(), precision.numpy()
+    )
+    outlier = Outlier(region)
+    total = [list(row) for row in precision]
+    found = outlier.tails_around(share.sum(1)[None], list(centre), total)
+    inverse = covariance.inverse().permute(2, 3, 1, 0)
+    expected = outlier.tails(share.T, list(mean.permute(2, 1, 0)), inverse)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

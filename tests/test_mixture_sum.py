@@ -12,6 +12,8 @@ from torch import Tensor
 
 from massrecon.kinematics import fourvectors as fv
 from massrecon.kinematics import mixture_algebra as algebra
+from massrecon.kinematics import mixture_sums
+from massrecon.kinematics.backends import compiled
 from massrecon.kinematics.legs import DecayLegs
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.kinematics.mixture_chains import ChainBuilder
@@ -158,6 +160,23 @@ def test_the_vectorised_sum_agrees_with_explicit_matrices() -> None:
         np.testing.assert_allclose(found.mean[0].detach()[:, real], mean[:, real], rtol=1e-3)
         difference = (found.log_weight.detach().numpy() - log_weight)[:, real]
         assert np.abs(difference - difference[:1]).max() < 0.05
+
+
+@compiled
+def limit_of(values: np.ndarray, number: int) -> float:
+    return mixture_sums.limit_of_largest(values, len(values), number)
+
+
+def test_the_largest_scores_lie_above_the_limit() -> None:
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(9)
+    for n, number in ((40, 7), (33, 32), (200, 1), (50, 0)):
+        values = rng.normal(-300, 5, n)
+        assert (values > limit_of(values, number)).sum() == number
+    tied = np.repeat([-3.0, -1.0, -2.0], 5)
+    assert (tied > limit_of(tied, 7)).sum() == 10
+    assert (tied > limit_of(tied, 5)).sum() == 5
+    assert (np.zeros(9) > limit_of(np.zeros(9), 4)).all()
 
 
 def test_absent_slots_and_the_order_of_jets_do_not_matter() -> None:

@@ -25,6 +25,12 @@ def fill_log(x: np.ndarray, out: np.ndarray) -> None:
 
 
 @compiled
+def fill_single_log(x: np.ndarray, out: np.ndarray) -> None:
+    for t in range(len(x)):
+        out[t] = vector_math.single_log(np.float32(x[t]))
+
+
+@compiled
 def fill_exp(x: np.ndarray, out: np.ndarray) -> None:
     for t in range(len(x)):
         out[t] = vector_math.exp(x[t])
@@ -57,6 +63,14 @@ def test_the_logarithm_is_exact_over_all_normal_numbers() -> None:
         np.testing.assert_allclose(values_of(fill_log, x), np.log(x), rtol=1e-15, atol=0)
     odd = values_of(fill_log, np.array([0.0, -1.0, math.nan, math.inf]))
     assert np.isnan(odd).all()
+
+
+def test_the_logarithm_in_single_precision() -> None:
+    rng = np.random.default_rng(4)
+    for low, high in ((-80, 80), (-0.01, 0.01)):
+        x = np.exp(rng.uniform(low, high, 50_000)).astype(np.float32).astype(float)
+        found = values_of(fill_single_log, x)
+        assert (np.abs(found - np.log(x)) <= 3e-7 * np.maximum(1.0, np.abs(np.log(x)))).all()
 
 
 def test_the_exponential_is_exact_where_it_is_a_normal_number() -> None:

@@ -28,8 +28,8 @@ from massrecon.kinematics.vector_rows import LANES
 if TYPE_CHECKING:
     from massrecon.kinematics.mixture import KinematicMixture
 
-_BLOCK = 2**19
-_PARTS = 4  # blocks are smaller by this where several threads share them
+_BLOCK = 2**17  # configurations of events: what they say stays near the processor
+_PARTS = 2  # blocks are smaller by this where several threads share them
 
 
 def compiled_posterior(

@@ -171,8 +171,12 @@ class EventSorter:
         kinds = tuple(k for k in dict.fromkeys(events.kinds) if k in self.scheme.legs.leg_kinds)
         counts = self.counts(events, kinds)
         sum_pt = (torch.hypot(events.p4[..., 0], events.p4[..., 1]) * events.present).sum(1)
-        for number in sorted(set(map(tuple, counts.tolist()))):
-            rows = (counts == counts.new_tensor(number)).all(1).nonzero().flatten()
+        # one number for each event: a list of all counts would set off garbage collections
+        places = (len(events.kinds) + 1) ** torch.arange(len(kinds)).flip(0).to(counts)
+        keys = (counts * places).sum(1)
+        for key in keys.unique():
+            rows = (keys == key).nonzero().flatten()
+            number = counts[rows[0]].tolist()
             plan = self.plan(tuple(zip(kinds, number, strict=True)))
             if plan is None:
                 continue

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from massrecon.kinematics.backends import compiled, fused
+from massrecon.kinematics.mixture_linear import invert
 from massrecon.kinematics.vector_math import exp, log, tail
 
 Array = np.ndarray
@@ -188,24 +189,70 @@ def restrict(
 
 
 @compiled
+def add_up_components(
+    weight: Array, mean: Array, covariance: Array, bounds: Array, centre: Array, precision: Array
+) -> None:
+    """Adds up the components of each event, for `Outlier.tails_around`.
+
+    Args:
+        weight: ``(N, A)``; components of zero are left out.
+        mean: ``(N, A, M)``.
+        covariance: ``(N, A, M, M)``.
+        bounds: Lowest and highest of each mass, ``(2, M)``.
+        centre: To it means moved into the bounds are added, ``(M, 1, N)``.
+        precision: To it inverse covariances are added, ``(M, M, 1, N)``.
+    """
+    m = mean.shape[2]
+    matrix = np.empty((m, m))
+    for n in range(len(mean)):
+        for a in range(mean.shape[1]):
+            if weight[n, a] == 0.0:
+                continue
+            for p in range(m):
+                x = min(max(mean[n, a, p], bounds[0, p]), bounds[1, p])
+                centre[p, 0, n] += weight[n, a] * x
+                for q in range(m):
+                    matrix[p, q] = covariance[n, a, p, q]
+            invert(matrix, m)
+            for p in range(m):
+                for q in range(m):
+                    precision[p, q, 0, n] += weight[n, a] * matrix[p, q]
+
+
+@fused
+def start_all(x: Array, h: Array, value: Array, ratio: Array, factor: Array, n: int) -> None:
+    """Starts n Gaussians at x standard deviations from their means, in steps of h of them.
+
+    The next value follows from the last one and their ratio, which changes by a constant factor.
+    """
+    for a in range(n):
+        value[a] *= exp(-0.5 * x[a] * x[a])
+        ratio[a] = exp(-h[a] * (x[a] + 0.5 * h[a]))
+        factor[a] = exp(-h[a] * h[a])
+
+
+@compiled
 def add_gaussians(
     height: Array, mean: Array, width: Array, first: float, step: float, out: Array
 ) -> None:
     """Adds Gaussians ``(N, A)`` on an even grid ``(N, G)``, by recurrence over its points."""
-    n_points = out.shape[1]
+    n_points, n_components = out.shape[1], mean.shape[1]
+    start, stop = np.empty(n_components, np.int64), np.empty(n_components, np.int64)
+    x, h, value, ratio, factor = np.empty((5, n_components))
     for n in range(len(mean)):
-        for a in range(mean.shape[1]):
-            if height[n, a] == 0.0:
-                continue
-            x = (first - mean[n, a]) / width[n, a]
-            h = step / width[n, a]
-            start = max(0, math.ceil((-_REACH - x) / h))
-            stop = min(n_points, math.floor((_REACH - x) / h) + 1)
-            x += start * h
-            value = height[n, a] * math.exp(-0.5 * x * x)
-            ratio = math.exp(-h * (x + 0.5 * h))
-            factor = math.exp(-h * h)
-            for g in range(start, stop):
-                out[n, g] += value
-                value *= ratio
-                ratio *= factor
+        count = 0
+        for a in range(n_components):
+            inverse = 1.0 / width[n, a]
+            at, by = (first - mean[n, a]) * inverse, step * inverse
+            begin = max(0, math.ceil((-_REACH - at) / by))
+            end = min(n_points, math.floor((_REACH - at) / by) + 1)
+            start[count], stop[count] = begin, end
+            x[count], h[count], value[count] = at + begin * by, by, height[n, a]
+            count += 1 if (begin < end) & (height[n, a] > 0.0) else 0
+        start_all(x, h, value, ratio, factor, count)
+        for a in range(count):
+            v, r, f = value[a], ratio[a], factor[a]
+            for g in range(start[a], stop[a]):
+                out[n, g] += v
+                v *= r
+                r *= f

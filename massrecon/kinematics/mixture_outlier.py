@@ -102,18 +102,26 @@ class Outlier(nn.Module):
             mean: Their means [GeV], M tensors ``(A, N)``.
             precision: Their inverse covariances [1/GeV²].
         """
+        ends = zip(mean, self.region.low, self.region.high, strict=True)
+        centre = [(share * x.clamp(low, high)).sum(0, keepdim=True) for x, low, high in ends]
+        total = [[(share * p).sum(0, keepdim=True) for p in row] for row in precision]
+        return self.tails_around(share.sum(0, keepdim=True), centre, total)
+
+    def tails_around(
+        self, weight: Tensor, centre: Sequence[Tensor], precision: algebra.Matrix
+    ) -> tuple[list[Tensor], algebra.Matrix]:
+        """Computes `tails` from sums over the hypotheses, all of shape ``(1, N)``.
+
+        Args:
+            weight: Sum of the weights.
+            centre: Sums of weight times mean moved into the region, M tensors [GeV].
+            precision: Sums of weight times inverse covariance [1/GeV²].
+        """
         own, _ = algebra.invert(self.covariance)
-        total = share.sum(0, keepdim=True) + _LEAST
-        ends = zip(mean, self.centre, self.region.low, self.region.high, strict=True)
-        centre = [
-            ((share * x.clamp(low, high)).sum(0, keepdim=True) + _LEAST * c) / total
-            for x, c, low, high in ends
-        ]
+        total = weight + _LEAST
+        middle = [(x + _LEAST * c) / total for x, c in zip(centre, self.centre, strict=True)]
         average = [
-            [
-                ((share * p).sum(0, keepdim=True) + _LEAST * q) / total
-                for p, q in zip(row, own_row, strict=True)
-            ]
+            [(p + _LEAST * q) / total for p, q in zip(row, own_row, strict=True)]
             for row, own_row in zip(precision, own, strict=True)
         ]
         inverse, _ = algebra.invert(average)
@@ -122,7 +130,7 @@ class Outlier(nn.Module):
             [entry * factor[i] * factor[j] for j, entry in enumerate(row)]
             for i, row in enumerate(inverse)
         ]
-        return centre, widened
+        return middle, widened
 
     def tail_log_prob(
         self, masses: list[Tensor], mean: list[Tensor], covariance: algebra.Matrix

@@ -13,7 +13,7 @@ from torch import Tensor
 from massrecon.errors import InputError, ShapeError, unknown_name
 from massrecon.kinematics import mixture_algebra as algebra
 from massrecon.kinematics import mixture_gaussians as kernel
-from massrecon.kinematics.backends import choose_backend
+from massrecon.kinematics.backends import choose_backend, in_threads
 from massrecon.kinematics.mixture_outlier import Outlier
 from massrecon.kinematics.mixture_scheme import MassRegion
 
@@ -195,13 +195,16 @@ class MassPosterior:
     def _even_density(self, grid: Tensor) -> Tensor:
         """Computes the density on an even grid, leaving out what only reaches in from afar."""
         mean, width = self._single()
-        height = self.log_weight - self.log_inside - (math.sqrt(2 * math.pi) * width).log()
-        height = height.where(self.log_inside > _EDGE, -math.inf).exp()
+        height = (self.log_weight - self.log_inside).where(self.log_inside > _EDGE, -math.inf)
+        height = height.exp() / (math.sqrt(2 * math.pi) * width)
         found = mean.new_zeros(len(self), len(grid))
         first, step = float(grid[0]), float((grid[-1] - grid[0]) / (len(grid) - 1))
-        kernel.add_gaussians(
-            height.numpy(), mean.contiguous().numpy(), width.numpy(), first, step, found.numpy()
-        )
+        arrays = [x.contiguous().numpy() for x in (height, mean, width)]
+
+        def work(part: slice) -> None:
+            kernel.add_gaussians(*(x[part] for x in arrays), first, step, found[part].numpy())
+
+        in_threads(work, len(self))
         return found
 
     def cumulative(self, grid: Tensor) -> Tensor:
@@ -272,19 +275,34 @@ def restricted(
 
     Components without weight get 0.
     """
-    shape = tuple(posterior.log_weight.shape)
+    given = [posterior.log_weight, posterior.mean, posterior.covariance]
+    arrays = [x.contiguous().numpy() for x in given]
+    found = [np.zeros(tuple(posterior.log_weight.shape)) for _ in range(3)]
     forms = [list(row) for row, _, _ in rows]
-    found = [np.zeros(shape) for _ in range(3)]
-    kernel.restrict(
-        posterior.log_weight.contiguous().numpy(),
-        posterior.mean.contiguous().numpy(),
-        posterior.covariance.contiguous().numpy(),
+    conditions = (
         np.array([*forms, image or forms[0]], dtype=float),
         np.array([[low, high] for _, low, high in rows], dtype=float).reshape(-1, 2),
-        *found,
     )
+
+    def work(part: slice) -> None:
+        kernel.restrict(*(x[part] for x in arrays), *conditions, *(x[part] for x in found))
+
+    in_threads(work, len(posterior))
     log_inside, mean, variance = (torch.as_tensor(values) for values in found)
     return log_inside, mean, variance
+
+
+def _weighted_sums(
+    share: Tensor, mean: Tensor, covariance: Tensor, region: MassRegion
+) -> tuple[list[Tensor], algebra.Matrix]:
+    """Adds up means moved into the region and inverse covariances, times weights ``(N, A)``."""
+    n, m = len(mean), mean.shape[2]
+    centre, precision = mean.new_zeros(m, 1, n), mean.new_zeros(m, m, 1, n)
+    bounds = np.array([region.low, region.high])
+    kernel.add_up_components(
+        share.numpy(), mean.numpy(), covariance.numpy(), bounds, centre.numpy(), precision.numpy()
+    )
+    return list(centre), [list(row) for row in precision]
 
 
 def _summary(marginal: MassPosterior, window: float) -> list[Tensor]:
@@ -453,15 +471,14 @@ class PosteriorCollector:
 
     def _add_tails(self, share: Tensor) -> None:
         """Adds the tails of events whose hypotheses have these posterior weights ``(N, kept)``."""
-        to, n_masses, tails = self.posterior, len(self.posterior.names), slice(self.kept, -1)
-        means = [to.mean[:, : self.kept, i].T for i in range(n_masses)]
-        precision, _ = algebra.invert(
-            [
-                [to.covariance[:, : self.kept, i, j].T for j in range(n_masses)]
-                for i in range(n_masses)
-            ]
-        )
-        mean, covariance = self.outlier.tails(share.T, means, precision)
+        to, tails = self.posterior, slice(self.kept, -1)
+        mean, covariance = to.mean[:, : self.kept], to.covariance[:, : self.kept]
+        if choose_backend("auto", mean.device) == "numba":
+            centre, precision = _weighted_sums(share, mean, covariance, to.region)
+            mean, covariance = self.outlier.tails_around(share.sum(1)[None], centre, precision)
+        else:
+            precision, _ = algebra.invert(covariance.permute(2, 3, 1, 0))
+            mean, covariance = self.outlier.tails(share.T, list(mean.permute(2, 1, 0)), precision)
         log_inside = algebra.log_probability(mean, covariance, to.region.rows)
         to.log_inside[:, tails] = log_inside.T
         to.mean[:, tails] = torch.stack([x.T.expand(-1, self.outlier.n_tails) for x in mean], -1)

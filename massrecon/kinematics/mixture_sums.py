@@ -14,12 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from massrecon.kinematics import vector_rows
-from massrecon.kinematics.backends import compiled, fused, inlined
+from massrecon.kinematics.backends import compiled, fused, inlined, summed
 from massrecon.kinematics.mixture_linear import invert
-from massrecon.kinematics.vector_math import exp, log
+from massrecon.kinematics.vector_math import exp, log, single_log
 from massrecon.kinematics.vector_rows import LANES
 
 Array = np.ndarray
+_BISECTIONS = 60  # equal scores are then the same to the last bit
 
 
 class Choice(NamedTuple):
@@ -50,9 +51,10 @@ class Sum(NamedTuple):
         covariance: ``(M, M)``.
         scores: Of all hypotheses for a block of events: log weight less half the squared distance
             from the region, A rows.
-        best: Largest of them, a row.
-        found: Numbers of the hypotheses that count for an event, ``(A,)``.
-        found_scores: Their scores, ``(A,)``.
+        best: Largest of them, a row; then the least that counts.
+        count: Number of hypotheses that count for each event, a row.
+        found: Their numbers, ``(lanes, A + 1)``.
+        found_scores: For one event their scores, ``(A,)``.
         gaussians: Their log weights, means and covariances, ``(1 + M + M M, A)``.
         weight: Weights of those that are merged, zero for the others, ``(A,)``.
     """
@@ -63,6 +65,7 @@ class Sum(NamedTuple):
     covariance: Array
     scores: Array
     best: Array
+    count: Array
     found: Array
     found_scores: Array
     gaussians: Array
@@ -160,6 +163,49 @@ def fill_score(score: Array, block: Array, bounds: Array, n: int) -> None:
 
 
 @fused
+def score_one(score: Array, total: Array, choice: Choice, n: int) -> None:
+    """Fills scores for a single mass, with `compute` and `fill_score` in one step."""
+    power, low, high = choice.power, choice.bounds[0], choice.bounds[1]
+    for t in range(n):
+        p, u = total[t], total[LANES + t]
+        mean = u / p
+        d = max(max(low - mean, mean - high), 0.0)
+        distance = u * mean - single_log(np.float32(p))
+        found = power * (total[2 * LANES + t] + 0.5 * distance) - 0.5 * d * d * p
+        score[t] = found if p > 0.0 else -math.inf
+
+
+@fused
+def score_two(score: Array, total: Array, choice: Choice, n: int) -> None:
+    """Fills scores for two masses, with `compute` and `fill_score` in one step."""
+    power, (low, high) = choice.power, (choice.bounds[0], choice.bounds[1])
+    low_other, high_other = choice.bounds[2], choice.bounds[3]
+    for t in range(n):
+        p, q, o = total[t], total[LANES + t], total[2 * LANES + t]
+        u, v = total[3 * LANES + t], total[4 * LANES + t]
+        det = p * o - q * q
+        inverse = 1.0 / det
+        x, y = (o * u - q * v) * inverse, (p * v - q * u) * inverse
+        distance = u * x + v * y - single_log(np.float32(det))
+        d, e = max(max(low - x, x - high), 0.0), max(max(low_other - y, y - high_other), 0.0)
+        outside = np.float32(d * d * det) / np.float32(o) + np.float32(e * e * det) / np.float32(p)
+        found = power * (total[5 * LANES + t] + 0.5 * distance) - 0.5 * outside
+        score[t] = found if det > 0.0 else -math.inf
+
+
+@fused
+def fill_scores(score: Array, choice: Choice, to: Sum, n: int) -> None:
+    """Fills the scores of n hypotheses from their sums, the logarithm in single precision."""
+    if len(to.mean) == 1:
+        score_one(score, to.total, choice, n)
+    elif len(to.mean) == 2:
+        score_two(score, to.total, choice, n)
+    else:
+        compute(choice, to, n)
+        fill_score(score, to.block, choice.bounds, n)
+
+
+@fused
 def take_larger(best: Array, score: Array, n: int) -> None:
     """Keeps the larger of two numbers, and the first where the second is no number."""
     for t in range(n):
@@ -174,9 +220,8 @@ def score_all(information: Array, rows: Array, choice: Choice, to: Sum, n: int) 
         vector_rows.copy(to.total, information[rows[0, a]], len(to.total))
         for s in range(1, len(rows)):
             vector_rows.add(to.total, information[rows[s, a]], 1.0, len(to.total))
-        compute(choice, to, n)
         score = to.scores[a * LANES :]
-        fill_score(score, to.block, choice.bounds, n)
+        fill_scores(score, choice, to, n)
         take_larger(to.best, score, n)
 
 
@@ -184,53 +229,71 @@ def score_all(information: Array, rows: Array, choice: Choice, to: Sum, n: int) 
 def gather(information: Array, rows: Array, event: int, found: Array, n: int, total: Array) -> None:
     """Adds up the chains for n hypotheses of an event."""
     for t in range(n):
+        one = information[rows[0, found[t]], event:]
         for x in range(0, len(total), LANES):
-            entry = 0.0
-            for s in range(len(rows)):
-                entry += information[rows[s, found[t]], x + event]
-            total[x + t] = entry
+            total[x + t] = one[x]
+        for s in range(1, len(rows)):
+            one = information[rows[s, found[t]], event:]
+            for x in range(0, len(total), LANES):
+                total[x + t] += one[x]
 
 
 @fused
-def find(information: Array, rows: Array, event: int, choice: Choice, to: Sum) -> int:
-    """Lists the hypotheses that count for an event of a block; returns their number."""
-    limit, count = to.best[event] + choice.least, 0
-    for a in range(rows.shape[1]):
-        score = to.scores[a * LANES + event]
-        to.found[count] = a
-        to.found_scores[count] = score
-        count += 1 if score > limit else 0  # not where a score is no number
+def find(choice: Choice, to: Sum, n_hypotheses: int, n: int) -> None:
+    """Lists the hypotheses that count for each of n events of a block, and counts them."""
+    for t in range(n):
+        to.count[t] = 0
+        to.best[t] += choice.least
+    for a in range(n_hypotheses):
+        for t in range(n):
+            count = to.count[t]
+            to.found[t, count] = a
+            # not where a score is no number
+            to.count[t] = count + (1 if to.scores[a * LANES + t] > to.best[t] else 0)
+
+
+@fused
+def look_closer(information: Array, rows: Array, event: int, choice: Choice, to: Sum) -> None:
+    """Computes the hypotheses that count for an event of a block, and their scores."""
+    count, found = to.count[event], to.found[event]
     for first in range(0, count, LANES):
         n = min(LANES, count - first)
-        gather(information, rows, event, to.found[first:], n, to.total)
+        gather(information, rows, event, found[first:], n, to.total)
         compute(choice, to, n)
+        fill_score(to.found_scores[first:], to.block, choice.bounds, n)
         for x in range(len(to.gaussians)):
             vector_rows.copy(to.gaussians[x, first:], to.block[x * LANES :], n)
+
+
+@summed
+def count_above(values: Array, limit: float, n: int) -> int:
+    """Counts the values above a limit."""
+    count = 0
+    for k in range(n):
+        count += 1 if values[k] > limit else 0
     return count
 
 
 @inlined
-def largest(values: Array, n: int, number: int) -> float:
-    """Returns the largest but `number` - 1 of n values, and mixes these; C. Hoare's selection."""
-    low, high, wanted = 0, n - 1, number - 1
-    while low < high:
-        pivot, i, j = values[(low + high) // 2], low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if wanted <= j:
-            high = j
-        elif wanted >= i:
-            low = i
+def limit_of_largest(values: Array, n: int, number: int) -> float:
+    """Returns a limit below `number` of n values and above the others, by bisection.
+
+    Where equal values are in the way, more of them lie above it.
+    """
+    low, high = values[0], values[0]
+    for k in range(n):
+        low, high = min(low, values[k]), max(high, values[k])
+    low -= 1.0
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        above = count_above(values, middle, n)
+        if above == number:
+            return middle
+        if above > number:
+            low = middle
         else:
-            break
-    return values[wanted]
+            high = middle
+    return low
 
 
 @inlined
@@ -252,7 +315,16 @@ def fill_weights(scores: Array, limit: float, weight: Array, n: int) -> None:
         weight[k] = exp(scores[k] - limit)
 
 
-@fused
+@summed
+def total_of(weight: Array, n: int) -> float:
+    """Adds up n weights."""
+    total = 0.0
+    for k in range(n):
+        total += weight[k]
+    return total
+
+
+@summed
 def add_moments(to: Sum, choice: Choice, p: int, n: int) -> None:
     """Adds up the moments of n hypotheses in mass p, with their means moved into the bounds."""
     m, first = len(choice.origin), 0.0
@@ -272,9 +344,7 @@ def add_moments(to: Sum, choice: Choice, p: int, n: int) -> None:
 @inlined
 def merge(to: Sum, choice: Choice, row: int, found: int, into: Results) -> None:
     """Writes the moments of the hypotheses that have a weight into the last component of a row."""
-    last, total, m = choice.kept - 1, 0.0, len(choice.origin)
-    for k in range(found):
-        total += to.weight[k]
+    last, total, m = choice.kept - 1, total_of(to.weight, found), len(choice.origin)
     for p in range(m):
         add_moments(to, choice, p, found)
         to.mean[p] /= total
@@ -287,28 +357,26 @@ def merge(to: Sum, choice: Choice, row: int, found: int, into: Results) -> None:
 
 
 @inlined
-def keep_largest(
-    to: Sum, choice: Choice, found: int, row: int, into: Results, chosen: Array
-) -> None:
+def keep_largest(to: Sum, choice: Choice, event: int, row: int, into: Results, own: Array) -> None:
     """Writes the largest of the hypotheses found into a row, and in the last place all others."""
     alone, last, limit, i, best = choice.kept, choice.kept - 1, -np.inf, 0, -1
-    if found > choice.kept:
+    n, found = to.count[event], to.found[event]
+    if n > choice.kept:
         alone = last
-        vector_rows.copy(to.weight, to.found_scores, found)
-        limit = largest(to.weight, found, max(alone, 1))
-        fill_weights(to.found_scores, limit, to.weight, found)
-    for k in range(found):
-        if to.found_scores[k] >= limit and i < alone:
+        limit = limit_of_largest(to.found_scores, n, alone)
+        fill_weights(to.found_scores, limit, to.weight, n)
+    for k in range(n):
+        if to.found_scores[k] > limit and i < alone:
             keep(to, choice, k, (row, i), into)
-            chosen[i] = to.found[k]
+            own[i] = found[k]
             to.weight[k] = 0.0
             i += 1
         elif best < 0 or to.found_scores[k] > to.found_scores[best]:
             best = k
     if best >= 0:
         into.log_weight[row, last] = limit
-        chosen[last] = to.found[best]
-        merge(to, choice, row, found, into)
+        own[last] = found[best]
+        merge(to, choice, row, n, into)
 
 
 @compiled
@@ -335,8 +403,9 @@ def sum_hypotheses(
         covariance=np.empty((m, m)),
         scores=np.empty(n_hypotheses * LANES),
         best=np.empty(LANES),
-        found=np.empty(n_hypotheses + 1, np.int64),
-        found_scores=np.empty(n_hypotheses + 1),
+        count=np.empty(LANES, np.int64),
+        found=np.empty((LANES, n_hypotheses + 1), np.int64),
+        found_scores=np.empty(n_hypotheses),
         gaussians=np.empty((size, n_hypotheses)),
         weight=np.empty(n_hypotheses),
     )
@@ -344,6 +413,7 @@ def sum_hypotheses(
         first = block * LANES
         n = min(LANES, len(events) - first)
         score_all(information[block], rows, choice, to, n)
+        find(choice, to, rows.shape[1], n)
         for t in range(n):
-            found = find(information[block], rows, t, choice, to)
-            keep_largest(to, choice, found, events[first + t], into, chosen[first + t])
+            look_closer(information[block], rows, t, choice, to)
+            keep_largest(to, choice, t, events[first + t], into, chosen[first + t])

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -41,6 +42,7 @@ REGIONS: dict[str, dict[str, float | tuple[float, float]]] = {
 SEEDS = {"line": 101, "plane": 102}
 H_MASS = 125.0
 N_REFERENCE = 1000
+ROUNDS = 7
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
@@ -81,35 +83,38 @@ def run_ours(mixture: KinematicMixture, events: DetectedEvents, backend: Backend
 def report_speed(mixture: KinematicMixture, events: DetectedEvents, parameters: str) -> None:
     """Prints times per event, and their ratio to the reference on the first of the events.
 
+    Both take turns, after a first round that is not counted: the median of the rounds is printed.
     On one thread it is processor time; on all cores it is time on the clock, which only means
     something on an idle machine.
     """
-    few, path = events[:100], os.environ.get("MASSRECON_PROTOTYPE")
-    first = events[:N_REFERENCE]
+    first, path = events[:N_REFERENCE], os.environ.get("MASSRECON_PROTOTYPE")
     clocks = {
         "one thread": (1, time.process_time),
         "all cores": (os.cpu_count() or 1, perf_counter),
     }
-    solve = reference_solver(path) if path else None
-    if solve:
-        run_reference(solve, few)
+    whole = partial(run_reference, reference_solver(path), first) if path else None
     backends: tuple[Backend, ...] = ("numba", "torch")
     alone: dict[str, float] = {}
     for backend in backends:
-        run_ours(mixture, few, backend)
+        work = partial(run_ours, mixture, events, backend)
         for label, (threads, clock) in clocks.items():
             torch.set_num_threads(threads)
-            work = partial(run_ours, mixture, events, backend)
-            ours = seconds(work, clock) / len(events)
-            torch.set_num_threads(1)
+            work()
+            ours, reference = [], []
+            for _ in range(ROUNDS):
+                torch.set_num_threads(threads)
+                ours.append(seconds(work, clock) / len(events))
+                torch.set_num_threads(1)
+                if whole:
+                    reference.append(seconds(whole, clock) / len(first))
             if threads == 1:
-                alone[backend] = ours
-            text = f"{backend}, {label}: {1e3 * ours:.4f} ms per event ({len(events)} events)"
-            if solve:
-                whole = partial(run_reference, solve, first)
-                reference = seconds(whole, clock) / len(first)
-                text += f", reference {1e3 * reference:.3f} ms: {reference / ours:.1f} times faster"
-            print(text, flush=True)
+                alone[backend] = median(ours)
+            text = f"{backend}, {label}: {1e3 * median(ours):.4f} ms per event"
+            if whole:
+                ratios = [own / other for own, other in zip(reference, ours, strict=True)]
+                text += f", reference {1e3 * median(reference):.3f} ms: {median(ratios):.1f} "
+                text += f"({min(ratios):.1f} to {max(ratios):.1f}) times faster"
+            print(f"{text} ({len(events)} events, {ROUNDS} rounds)", flush=True)
     row(
         f"kinematic mixture, {parameters} parameters, compiled",
         alone["numba"] / alone["torch"],
