@@ -35,7 +35,7 @@ def chain(events: mr.Events, seed: int = 7) -> dict[str, str]:
     posterior = mr.reconstruct(model, events[:20], n_samples=16, seed=seed)
     found = mr.measure(model, events[:20], seed=seed)
     return {
-        "events": digest(*events._tensors().values()),
+        "events": digest(*events.tensors().values()),
         "weights": digest(*model.state_dict().values()),
         "draws": digest(posterior.samples),
         "measurement": json.dumps(found.to_dict(), sort_keys=True),

@@ -47,7 +47,7 @@ def on_cluster(address: str, out: Path, **request: Any) -> mr.Events:
 
 
 def same(one: mr.Events, two: mr.Events) -> bool:
-    a, b = one._tensors(), two._tensors()
+    a, b = one.tensors(), two.tensors()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 

@@ -279,7 +279,7 @@ def test_a_folder_larger_than_memory(
     monkeypatch.setattr("massrecon.events.writer.EVENTS_PER_FILE", 2_000)
     for _ in range(10):
         events.save(tmp_path / "large", append=True)
-    size = 10 * sum(t.nbytes for t in events._tensors().values())
+    size = 10 * sum(t.nbytes for t in events.tensors().values())
     found = {}
     for how in ("stream", "load"):
         child = subprocess.run(

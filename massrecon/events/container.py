@@ -92,7 +92,7 @@ class Events:
             "partons": (n, len(self.card.parton_names), 4),
             "masses": (n, len(self.card.mass_names)),
         }
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             variation = name.startswith(VARIATION)
             shape = expected.get(name, (n,) if variation else (n, slots))
             if tuple(tensor.shape) != shape:
@@ -110,14 +110,14 @@ class Events:
     ) -> Events:
         """Wraps NumPy arrays: those of `to_arrays`, or read from a file of the store."""
         tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
-        return cls._build(card, tensors, provenance or {})
+        return cls.of_tensors(card, tensors, provenance or {})
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns NumPy arrays named as the fields, each object attribute under its own name.
 
         Alternative weights are called ``weight_<name>``; truth that is absent is left out.
         """
-        return {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+        return {name: tensor.cpu().numpy() for name, tensor in self.tensors().items()}
 
     def to_awkward(self) -> Any:
         """Returns an awkward array of records with lists of objects; see `as_awkward`.
@@ -267,10 +267,12 @@ class Events:
         for other in samples[1:]:
             _refuse_unlike(first, other)
         joined = {
-            name: torch.cat([sample._tensors()[name] for sample in samples])
-            for name in first._tensors()
+            name: torch.cat([sample.tensors()[name] for sample in samples])
+            for name in first.tensors()
         }
-        return first._with(joined, join_provenance([sample.provenance for sample in samples]))
+        return first.with_tensors(
+            joined, join_provenance([sample.provenance for sample in samples])
+        )
 
     def validate(self) -> Events:
         """Checks the values once, where data enters, and returns the events.
@@ -318,7 +320,8 @@ class Events:
 
         save_events(self, path, append)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all tensors that there are, named as the arrays of `to_arrays`."""
         named: dict[str, Tensor | None] = {
             "p4": self.p4,
             "present": self.present,
@@ -332,16 +335,23 @@ class Events:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def _map(self, transform: Callable[[Tensor], Tensor]) -> Events:
-        return self._with({k: transform(t) for k, t in self._tensors().items()}, self.provenance)
+        return self.with_tensors(
+            {k: transform(t) for k, t in self.tensors().items()}, self.provenance
+        )
 
-    def _with(self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> Events:
-        return self._build(self.card, tensors, provenance)
+    def with_tensors(self, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> Events:
+        """Makes events of the same card from `tensors`."""
+        return self.of_tensors(self.card, tensors, provenance)
 
     @classmethod
-    def _build(
+    def of_tensors(
         cls, card: ProcessCard, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]
     ) -> Events:
-        """Sorts tensors into fields, object attributes and alternative weights."""
+        """Makes events from `tensors`: fields, object attributes and alternative weights.
+
+        Raises:
+            ShapeError: If a tensor does not have the shape that the card asks for.
+        """
         named = {f.name for f in dataclasses.fields(cls)}
         fields = {name: tensor for name, tensor in tensors.items() if name in named}
         variations = {
@@ -370,7 +380,7 @@ def _refuse_unlike(one: Events, two: Events) -> None:
             f"Cannot join events of different cards: '{one.card.name}' and '{two.card.name}' (or "
             "two versions of it)."
         )
-    names = one._tensors().keys() ^ two._tensors().keys()
+    names = one.tensors().keys() ^ two.tensors().keys()
     if names:
         raise InputError(
             "Cannot join events that differ in truth, object attributes or alternative weights: "

@@ -148,8 +148,8 @@ def _selected(
     columns = {"p4": p4, "present": good}
     columns |= {name: values[:, jets] for name, values in events.attributes.items()}
     filled = {name: _filled(events, card, name, v, order, kept) for name, v in columns.items()}
-    tensors = events._tensors() | filled | {"ptmiss": ptmiss}
-    return events._build(
+    tensors = events.tensors() | filled | {"ptmiss": ptmiss}
+    return events.of_tensors(
         card, {name: tensor[passed] for name, tensor in tensors.items()}, events.provenance
     )
 
@@ -158,7 +158,7 @@ def _filled(
     events: Events, card: ProcessCard, name: str, values: Tensor, order: Tensor, kept: Tensor
 ) -> Tensor:
     """Puts a property of the ordered jets beside that of the other objects, ``(N, K, ...)``."""
-    old = events._tensors()[name]
+    old = events.tensors()[name]
     mask, index = kept, order
     if values.ndim == 3:
         mask, index = kept.unsqueeze(-1), order.unsqueeze(-1).expand(-1, -1, values.shape[-1])

@@ -150,8 +150,8 @@ class Posterior:
     def mass_samples(self, mass: str | None = None) -> Tensor:
         """Returns the draws of all masses, shape ``(S, N, M)``, or of one, ``(S, N)`` [GeV]."""
         if mass is not None:
-            return self.samples[..., self._mass_columns()[self.mass_index(mass)]]
-        return self.samples[..., self._mass_columns()]
+            return self.samples[..., self.mass_columns()[self.mass_index(mass)]]
+        return self.samples[..., self.mass_columns()]
 
     def true_masses(self) -> Tensor:
         """Returns the true masses [GeV], shape ``(N, M)``.
@@ -166,7 +166,7 @@ class Posterior:
             return self.masses
         if self.truth is None:
             raise _no_truth()
-        return self.truth[:, self._mass_columns()]
+        return self.truth[:, self.mass_columns()]
 
     def varies(self, mass: str) -> bool:
         """Tells whether a mass differs among the true values or the draws, by over a thousandth.
@@ -210,7 +210,7 @@ class Posterior:
         """
         inside = torch.ones(self.samples.shape[:2], dtype=torch.bool)
         moved = self.samples.clone()
-        columns = self._mass_columns()
+        columns = self.mass_columns()
         for name, (low, high) in ranges.items():
             column = columns[self.mass_index(name)]
             if not low < high:
@@ -298,7 +298,7 @@ class Posterior:
         except (OSError, KeyError, TypeError, SafetensorError, InputError) as error:
             raise StoreError(f"'{folder}' does not hold a whole posterior: {error}") from error
 
-    def _mass_columns(self) -> list[int]:
+    def mass_columns(self) -> list[int]:
         """Finds the column of each mass: its own, or the one of the particle that has it."""
         return [self._target_index(name) for name in mass_targets(self.card, self.target_names)]
 
@@ -411,9 +411,8 @@ def _particle_with(card: ProcessCard, mass: str) -> str:
     """Returns the label of the card's target, or of the first particle, that has a mass."""
     if mass in card.targets:
         return card.targets[mass]
-    codes = set(card.masses[mass].sets)
-    found = (n.label for n in card.topology.nodes if codes & set(card.particles[n.name].pdg))
-    return next(found, mass)
+    nodes, belongs_to = card.topology.nodes, card.masses[mass].belongs_to
+    return next((n.label for n in nodes if belongs_to(card.particles[n.name])), mass)
 
 
 def _no_truth() -> InputError:

@@ -261,7 +261,7 @@ class ConditionalPIT:
             features = _features(posterior, name, self.names)
             x = _with_constant((features - self.centre[i]) / self.scale[i])
             bent = _bent(masses[..., posterior.mass_index(name)], x @ self.coefficients[i].T)
-            samples[..., posterior._mass_columns()[posterior.mass_index(name)]] = bent.to(samples)
+            samples[..., posterior.mass_columns()[posterior.mass_index(name)]] = bent.to(samples)
         origin = {**posterior.provenance, "recalibrated": True}
         return replace(posterior, samples=samples, mass_density=None, provenance=origin)
 

@@ -71,6 +71,6 @@ def content_accepted(
 def replaced(events: Events, rows: Tensor, others: Events) -> Events:
     """Puts other events into some rows."""
     tensors = {}
-    for name, tensor in events._tensors().items():
-        tensors[name] = tensor.index_put((rows,), others._tensors()[name])
-    return events._with(tensors, events.provenance)
+    for name, tensor in events.tensors().items():
+        tensors[name] = tensor.index_put((rows,), others.tensors()[name])
+    return events.with_tensors(tensors, events.provenance)

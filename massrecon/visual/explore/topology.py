@@ -237,9 +237,8 @@ def _particle_table(legs: DecayLegs, card: ProcessCard | None) -> go.Figure:
 
 def _mass_text(card: ProcessCard, node: Node) -> str:
     """Writes the range of an unknown mass; a known one is not the card's to say."""
-    codes = {abs(code) for code in card.particles[node.name].pdg}
     for name, mass in card.masses.items():
-        if codes & {abs(code) for code in mass.sets}:
+        if mass.belongs_to(card.particles[node.name]):
             low, high = mass.range
             return f"{name}: {low:g} to {high:g}, here {mass.default:g}"
     return ""
