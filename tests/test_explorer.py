@@ -91,6 +91,33 @@ def test_controls_and_traits_are_one() -> None:
     assert "[GeV]" in control.description
 
 
+def test_a_number_beyond_the_ends_of_its_slider_is_kept() -> None:
+    explorer = LineExplorer(slope=9.0)
+    control = explorer.children[0]
+    assert (explorer.slope, control.value, control.max) == (9.0, 9.0, 9.0)
+    assert ends(explorer) == [0, 9]
+    explorer.slope = 12.0
+    assert (explorer.slope, control.value, control.max) == (12.0, 12.0, 12.0)
+    assert ends(explorer) == [0, 12]
+    control.value = 2.0
+    assert ends(explorer) == [0, 2]
+
+
+def test_a_menu_takes_what_it_did_not_list() -> None:
+    explorer = LineExplorer(kind="dots")
+    menu = explorer.children[1]
+    assert (explorer.kind, menu.value) == ("dots", "dots")
+    seen: list[str] = []
+    explorer.observe(lambda change: seen.append(change["new"]), names="kind")
+    explorer.kind = "steps"
+    assert (explorer.kind, menu.value, seen) == ("steps", "steps", ["steps"])
+    menu.value = "bars"
+    assert explorer.kind == "bars"
+    assert explorer.figure is not None
+    assert explorer.figure.data[0].type == "bar"
+    assert [value for _, value in menu.options] == ["lines", "bars", "dots", "steps"]
+
+
 def test_the_first_figure_is_shown_before_the_next_is_made() -> None:
     seen: list[list[float]] = []
 
