@@ -285,6 +285,28 @@ def test_a_newer_result_is_not_overtaken_by_a_long_work() -> None:
     assert explorer._bar.layout.display == "none"
 
 
+def test_the_error_of_an_overtaken_work_is_not_shown() -> None:
+    going, done = threading.Event(), threading.Event()
+
+    class WrongAtTwo(LineExplorer):
+        def _long_work(self) -> Any:
+            return self._slow if self.slope == 2.0 else None
+
+        def _slow(self, tell: Progress) -> Exploration:
+            going.set()
+            assert done.wait(10)
+            return explore_line(slope=-2.0)
+
+    explorer = WrongAtTwo()
+    explorer.slope = 2.0
+    assert going.wait(10)
+    explorer.slope = 5.0
+    done.set()
+    explorer.wait(10)
+    assert ends(explorer) == [0, 5]
+    assert (explorer.failed, explorer._status.value) == ("", "")
+
+
 def test_what_prepares_goes_on_while_sliders_move() -> None:
     explorer, going, done = LineExplorer(), threading.Event(), threading.Event()
     ended: list[float] = []

@@ -354,12 +354,12 @@ class Explorer(widgets.VBox):
                 raise Cancelled
             done(found)
         except Cancelled:
-            if self._next is not None or self._shows != shows:
-                return
-            still = self._still() if self.made_with != self.arguments() else ""
-            self._status.value = f"<p>Stopped; the figure shows what was there.</p>{still}"
+            if not self._is_overtaken(shows):
+                still = self._still() if self.made_with != self.arguments() else ""
+                self._status.value = f"<p>Stopped; the figure shows what was there.</p>{still}"
         except MassReconError as error:
-            self.fail(str(error))
+            if not self._is_overtaken(shows):
+                self.fail(str(error))
         except Exception as error:
             self.fail(f"{type(error).__name__}: {error}")
             raise
@@ -371,6 +371,10 @@ class Explorer(widgets.VBox):
                     self._bar.layout.display = "none"
                 else:
                     self._begin(*following)
+
+    def _is_overtaken(self, shows: bool) -> bool:
+        """Whether something newer is shown, or begins now, so that a work has nothing to say."""
+        return self._next is not None or self._shows != shows
 
     def _tell(self, share: float, stage: str) -> None:
         if self._stopping.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ipywidgets as widgets
@@ -81,7 +82,8 @@ class VariablesExplorer(Explorer):
                 self.m_trial = self._asked["m_trial"] = found.data["trial_mass_GeV"]
         super().show_result(found)
         self._event.max = found.data["n_events"] - 1
-        self._trial.max = round(found.data["true_parent_mass_GeV"])
+        # not below what was asked for, or the slider would change it
+        self._trial.max = max(round(found.data["true_parent_mass_GeV"]), math.ceil(self.m_trial))
 
     def _explore(self) -> Exploration:
         slow = pending(**self.arguments())
