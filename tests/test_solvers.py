@@ -226,7 +226,7 @@ def test_weights_of_many_events_are_those_of_each(monkeypatch: pytest.MonkeyPatc
 
     def watched(*given: Any) -> Tensor:
         nonlocal largest
-        largest = max(largest, len(given[0]))
+        largest = max(largest, len(given[0][0]))
         return weigh(*given)
 
     weigh = solvers._weight

@@ -181,7 +181,8 @@ class ResponseTable:
             raise unknown_name("kind in the response table", kind, self.objects)
         at, values = self.objects[kind]
         positions = torch.as_tensor(at, dtype=pt.dtype, device=pt.device)
-        return _interpolate(*(x.clamp_min(_LEAST_PT).log() for x in (pt, positions)), values)
+        x, positions = (t.clamp_min(_LEAST_PT).log() for t in (pt, positions))
+        return _interpolate(x, positions, values)
 
     def ptmiss_width(self, sum_pt: Tensor) -> Tensor:
         """Interpolates the resolution of each component of `ptmiss` [GeV]."""

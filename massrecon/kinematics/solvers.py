@@ -23,6 +23,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -278,7 +279,7 @@ def neutrino_weight(
     # every solution of one side meets every one of the other
     step = max(1, CHUNK // max(2 * len(rapidities), 1) ** 2)
     sums = [
-        _weight(*(column[start : start + step] for column in rows), rapidities, ptmiss_resolution)
+        _weight([column[start : start + step] for column in rows], rapidities, ptmiss_resolution)
         for start in range(0, max(len(rows[0]), 1), step)
     ]
     norm = 2 * torch.pi * ptmiss_resolution**2 * len(rapidities) ** 2
@@ -291,7 +292,9 @@ def _read(
     masses: tuple[Tensor | float, Tensor | float, Tensor | float],
 ) -> tuple[list[Tensor], tuple[int, ...]]:
     """Checks shapes; returns vectors ``(N, D)``, masses ``(N)`` in float64, and the batch shape."""
-    vectors = dict(zip(("upper_a", "lower_a", "upper_b", "lower_b"), visible, strict=True))
+    vectors: dict[str, Tensor] = dict(
+        zip(("upper_a", "lower_a", "upper_b", "lower_b"), visible, strict=True)
+    )
     for name, p4 in vectors.items():
         check_last_axis(p4, 4, name)
     check_last_axis(ptmiss, 2, "ptmiss")
@@ -307,22 +310,12 @@ def _read(
     return [*rows, *(m.expand(shape).flatten() for m in scalars.values())], shape
 
 
-def _weight(
-    upper_a: Tensor,
-    lower_a: Tensor,
-    upper_b: Tensor,
-    lower_b: Tensor,
-    ptmiss: Tensor,
-    m_parent: Tensor,
-    m_daughter: Tensor,
-    m_c: Tensor,
-    rapidities: Tensor,
-    resolution: float,
-) -> Tensor:
+def _weight(rows: Sequence[Tensor], rapidities: Tensor, resolution: float) -> Tensor:
     """Sums the Gaussian probabilities of N events over all pairs of rapidities, not normalised."""
+    upper_a, lower_a, upper_b, lower_b, ptmiss, *masses = rows
     sums, allowed = [], []
     for upper, lower in ((upper_a, lower_a), (upper_b, lower_b)):
-        ellipse = _ellipse(upper, lower, m_parent, m_daughter, m_c)
+        ellipse = _ellipse(upper, lower, *masses)
         q, exists = _at_rapidity(ellipse, rapidities)
         sums.append(q[..., :2])
         allowed.append(exists)
