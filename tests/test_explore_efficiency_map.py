@@ -144,6 +144,7 @@ def test_menu_and_sliders_follow_the_events(monkeypatch: pytest.MonkeyPatch) -> 
     assert (explorer.mass, explorer.cell) == ("B", [])
     assert [(axis.min, axis.max) for axis in explorer._axes] == [(100.0, 500.0), (40.0, 60.0)]
     assert explorer._axes[1].description == "Cell m(B') [GeV]"
+    explorer.wait(60)
     assert "other" in explorer.failed
     explorer.events = "wino_udd"
     explorer.wait(60)
