@@ -177,6 +177,18 @@ def test_roles_that_do_not_fit_are_refused(arguments: dict[str, Any], message: s
         DecayLegs.of(WINO_UDD, **arguments)
 
 
+def test_a_name_does_not_overrule_the_label_of_one_leg() -> None:
+    with pytest.raises(TopologyError, match="'C_a' cannot be invisible and have a kind"):
+        DecayLegs.of("p p > A A, A > a C", invisible=["C"], kinds={"C_a": "jet"})
+
+
+def test_a_leg_that_is_seen_is_not_exchanged_with_one_that_is_not() -> None:
+    legs = DecayLegs.of("p p > A A, A > a C", invisible=["C_a"])
+    assert [leg.label for leg in legs.visible] == ["a_a", "a_b", "C_b"]
+    assert legs.n_symmetries == 1
+    assert len(assign(legs, {"a": 2, "C": 1})) == 2
+
+
 def test_chains_know_their_legs() -> None:
     first, second = wino_udd().chains
     assert [node.label for node in first.resonances] == ["chi20", "h", "chi10_a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,44 @@ def test_wrong_input_is_named() -> None:
         quick(distance="l3")
     with pytest.raises(InputError, match="'epochs' should be positive"):
         quick(epochs=0)
+    alone = DeeLeMa(legs_of(), quick(anchor="none", assignment="given"))
+    with pytest.raises(InputError, match="'batch_norm' needs more than one event in a step"):
+        alone.fit(tuple(t[:1] for t in toy(ANTLER, 600)[:2]), progress=False)
+    with pytest.raises(InputError, match="'n_bootstrap' should be at least 1, got 0"):
+        model.fit(toy(ANTLER, 600)[:2], progress=False, n_bootstrap=0)
+
+
+@pytest.mark.parametrize(
+    "table", [(), ((0.0, 0.1), (50.0, 0.1)), ((50.0, 0.1), (10.0, 0.1)), ((10.0, math.nan),), 0.1]
+)
+def test_a_resolution_that_cannot_be_interpolated_is_refused(table: Any) -> None:
+    with pytest.raises(InputError, match=r"The resolution of 'a' should be pairs of pT"):
+        quick(resolution={"a": table})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"intervals": ["A"]},
+        {"intervals": {"A": [1.0]}},
+        {"scale": 0.0},
+        {"config": None},
+        {"topology": {"text": ANTLER, "kinds": [], "species": []}},
+    ],
+)
+def test_a_header_that_was_changed_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = DeeLeMa(legs_of(), quick()).save(tmp_path / "model")
+    header = json.loads((folder / "deelema.json").read_text())
+    (folder / "deelema.json").write_text(json.dumps({**header, **change}))
+    with pytest.raises(ModelError, match="does not describe a DeeLeMa"):
+        DeeLeMa.load(folder)
+
+
+@pytest.mark.parametrize(("trials", "n_bootstrap"), [([700.0] * 7, 50), (range(600, 740, 20), 1)])
+def test_a_scan_that_cannot_be_fitted_is_refused(trials: Any, n_bootstrap: int) -> None:
+    visible, ptmiss, _ = toy(ANTLER, 600)
+    with pytest.raises(InputError, match="all differ and 'n_bootstrap' of at least 2"):
+        DeeLeMa(legs_of(), quick()).scan_trial_mass((visible, ptmiss), trials, n_bootstrap)
 
 
 def test_the_published_recipe_is_table_ii() -> None:

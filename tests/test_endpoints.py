@@ -58,6 +58,13 @@ def test_the_edge_with_massive_visible_particles_is_the_one_of_the_breakup_momen
     assert float(visible_mass_edge(310.0, 300.0, 280.0, 10.0, 20.0)) == pytest.approx(30.0)
 
 
+def test_the_edge_exists_at_threshold_in_spite_of_rounding() -> None:
+    daughter = 70.0 + 0.1 * torch.arange(200, dtype=torch.float64)
+    upper = 30.2 + 0.01 * torch.arange(200, dtype=torch.float64)
+    edge = visible_mass_edge(daughter + upper, daughter, daughter / 3, upper, 1.0)
+    assert edge.isfinite().all()
+
+
 def test_a_sharp_edge_is_found_to_a_fraction_of_a_gev() -> None:
     fit = fit_endpoint(triangle(2000, seed=1), power=0.0)
     assert abs(fit.value - EDGE) < 0.5
@@ -167,3 +174,25 @@ def test_wrong_input_is_named() -> None:
         fit_kink(*(torch.arange(8, dtype=torch.float64) for _ in range(3)))
     with pytest.raises(ShapeError, match="one shape"):
         fit_kink(torch.ones(8), torch.ones(7), torch.ones(8))
+
+
+def test_points_that_are_no_points_are_named() -> None:
+    trials, errors = torch.arange(8, dtype=torch.float64), torch.ones(8, dtype=torch.float64)
+    ends = trials.clone()
+    ends[3] = torch.nan
+    with pytest.raises(InputError, match="'endpoints' should be finite"):
+        fit_kink(trials, ends, errors)
+    with pytest.raises(InputError, match="'trial_masses' should all differ"):
+        fit_kink(trials // 2, trials, errors)
+
+
+def test_a_range_with_too_few_values_does_not_lose_the_fit_of_a_wider_one() -> None:
+    # narrow peaks below the end, which the model does not describe, and many values beyond it
+    peaks = torch.tensor([100.0] * 8 + [150.0, 152.0, 155.0, 159.0], dtype=torch.float64)
+    values = peaks.repeat(25) + torch.linspace(0.0, 0.1, 300, dtype=torch.float64)
+    beyond = torch.linspace(200.0, 300.0, 150, dtype=torch.float64)
+    fit = fit_endpoint(torch.cat([values, beyond]), high=160.0, power=0.0)
+    assert fit.p_value < 0.1
+    assert 159.0 < fit.value < 160.0
+    with pytest.raises(InputError, match="Less than 20 of 100 values"):
+        fit_endpoint(torch.full((100,), 5.0))

@@ -87,3 +87,12 @@ def test_with_the_anchor_the_result_does_not_depend_on_the_start() -> None:
         found = explore_deelema_live(start_parent=start, start_daughter=0.8 * start, epochs=4)
         assert found.data["masses_GeV"]["A"] == pytest.approx(1000.0, rel=0.005)
         assert found.data["masses_GeV"]["B"] == pytest.approx(800.0, rel=0.005)
+
+
+def test_an_unknown_test_run_is_named() -> None:
+    playground = DeeLeMaLive(**SMALL)
+    playground.test = "D"
+    assert "Unknown test run 'D'" in playground.failed
+    playground.test = "C"
+    assert playground.failed == ""
+    assert playground.start_parent == 250.0

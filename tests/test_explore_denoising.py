@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import massrecon as mr
 from massrecon.errors import InputError, ModelError
 from massrecon.visual.explore.denoising import explore_denoising, way_of
+from massrecon.visual.widgets import denoising as widget
 from massrecon.visual.widgets.denoising import DenoisingExplorer
 
 QUICK: dict[str, Any] = {"n_samples": 30, "steps": 8}
@@ -74,3 +76,25 @@ def test_widget_plays_as_far_as_the_way_goes() -> None:
     explorer.solver = "ddim"
     assert "Unknown solver" in explorer.failed
     assert "solver=''" in explorer.code()
+
+
+def test_menus_and_slider_follow_model_and_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    def source(name: str) -> Any:
+        return SimpleNamespace(target_names=("a", "b")) if name == "other" else load_source(name)
+
+    load_source = widget.load_source
+    monkeypatch.setattr(widget, "load_source", source)
+    explorer = DenoisingExplorer(**QUICK, across="chi20_px", event=399)
+    across, up = explorer._axes
+    explorer.model = "other"
+    assert [value for _, value in across.options] == [value for _, value in up.options]
+    assert [value for _, value in up.options] == ["", "a", "b"]
+    assert explorer.across == ""
+    assert "other" in explorer.failed
+    explorer.model = "wino_udd"
+    assert explorer.failed == ""
+    explorer.events = "wino_udd"
+    assert explorer._event.max == 1199
+    explorer.event = 1000
+    explorer.events = "wino_udd_600_200"
+    assert (explorer.event, explorer.failed) == (399, "")

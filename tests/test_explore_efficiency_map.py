@@ -12,6 +12,7 @@ from massrecon.errors import InputError
 from massrecon.inference.efficiency_map import efficiency_map
 from massrecon.visual.explore.efficiency_map import explore_efficiency_map
 from massrecon.visual.explore.sources import are_drawn, mass_draws, stored_events
+from massrecon.visual.widgets import efficiency_map as widget
 from massrecon.visual.widgets.efficiency_map import EfficiencyMapExplorer
 
 QUICK: dict[str, Any] = {"model": "mixture", "n_samples": 16, "bins": 4}
@@ -124,3 +125,37 @@ def test_widget_opens_a_cell_by_click_and_by_slider() -> None:
     explorer.n_samples = 5
     explorer.wait(60)
     assert "n_samples=5" in explorer.code()
+
+
+def test_menu_and_sliders_follow_the_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = SimpleNamespace(
+        card=SimpleNamespace(mass_names=("A", "B"), symbol=lambda name: f"{name}'"),
+        masses=torch.tensor([[101.0, 42.0], [499.0, 58.0]]),
+    )
+
+    def stored(name: str) -> Any:
+        return other if name == "other" else stored_events(name)
+
+    monkeypatch.setattr(widget, "stored_events", stored)
+    explorer = EfficiencyMapExplorer(**QUICK, cell=[520.0, 300.0])
+    explorer.wait(60)
+    explorer.events = "other"
+    assert [value for _, value in explorer._mass.options] == ["A", "B"]
+    assert (explorer.mass, explorer.cell) == ("B", [])
+    assert [(axis.min, axis.max) for axis in explorer._axes] == [(100.0, 500.0), (40.0, 60.0)]
+    assert explorer._axes[1].description == "Cell m(B') [GeV]"
+    explorer.wait(60)
+    assert "other" in explorer.failed
+    explorer.events = "wino_udd"
+    explorer.wait(60)
+    assert explorer.mass == "chi10"
+    assert explorer.failed == ""
+
+
+def test_what_an_explorer_cannot_show_is_said_in_it() -> None:
+    explorer = EfficiencyMapExplorer(**QUICK, mass="chi", cell=[500.0])
+    explorer.wait(60)
+    assert "Unknown mass 'chi'" in explorer.failed
+    explorer.events = "background_tth"  # without any mass
+    explorer.wait(60)
+    assert explorer.failed

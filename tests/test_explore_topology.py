@@ -118,3 +118,14 @@ def test_choosing_a_card_and_typing_on() -> None:
     assert explorer.failed == ""
     assert "explore_topology" in explorer.code()
     assert "29_topology" in explorer.command()
+
+
+def test_a_card_that_cannot_be_read_is_said_and_left_by_typing() -> None:
+    explorer = TopologyExplorer()
+    decay = explorer.decay
+    explorer.card = "nonsense"
+    assert "nonsense" in explorer.failed
+    assert explorer.decay == decay
+    explorer.decay = "p p > A A, A > a C"
+    assert (explorer.card, explorer.failed) == ("", "")
+    assert "nonsense" in TopologyExplorer(card="nonsense").failed

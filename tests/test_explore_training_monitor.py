@@ -153,3 +153,15 @@ def test_the_command_runs_beside_and_its_end_is_told(tmp_path: Path) -> None:
     wait_for(lambda: "It ended with" in monitor._note.value)
     assert "No such command" in monitor._note.value
     monitor.close()
+
+
+def test_the_end_of_a_command_is_told_though_another_folder_is_looked_at(tmp_path: Path) -> None:
+    monitor = TrainingMonitor(
+        folder=str(tmp_path / "model"), resume_with="massrecon nonsense", every=0.05
+    )
+    assert monitor.every == 0.05
+    monitor.resume()
+    monitor.folder = str(tmp_path / "other")
+    wait_for(lambda: "It ended with" in monitor._note.value)
+    assert "No such command" in monitor._note.value
+    monitor.close()

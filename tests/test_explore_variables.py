@@ -92,3 +92,11 @@ def test_the_kink_is_at_the_true_mass() -> None:
     kink = found.data["kinks"]["M2CC"]
     assert abs(kink["trial_mass_GeV"] - 700.0) < 4 * kink["error_GeV"]
     assert list(found.panels) == ["Endpoints", "Kink"]
+
+
+def test_a_trial_mass_beyond_the_parent_mass_is_kept() -> None:
+    explorer = VariablesExplorer(**SMALL, m_trial=1200.0)
+    explorer.wait()
+    assert explorer.failed == ""
+    assert explorer.m_trial == explorer.made_with["m_trial"] == 1200.0
+    assert explorer._trial.max == 1200.0

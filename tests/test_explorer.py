@@ -91,6 +91,33 @@ def test_controls_and_traits_are_one() -> None:
     assert "[GeV]" in control.description
 
 
+def test_a_number_beyond_the_ends_of_its_slider_is_kept() -> None:
+    explorer = LineExplorer(slope=9.0)
+    control = explorer.children[0]
+    assert (explorer.slope, control.value, control.max) == (9.0, 9.0, 9.0)
+    assert ends(explorer) == [0, 9]
+    explorer.slope = 12.0
+    assert (explorer.slope, control.value, control.max) == (12.0, 12.0, 12.0)
+    assert ends(explorer) == [0, 12]
+    control.value = 2.0
+    assert ends(explorer) == [0, 2]
+
+
+def test_a_menu_takes_what_it_did_not_list() -> None:
+    explorer = LineExplorer(kind="dots")
+    menu = explorer.children[1]
+    assert (explorer.kind, menu.value) == ("dots", "dots")
+    seen: list[str] = []
+    explorer.observe(lambda change: seen.append(change["new"]), names="kind")
+    explorer.kind = "steps"
+    assert (explorer.kind, menu.value, seen) == ("steps", "steps", ["steps"])
+    menu.value = "bars"
+    assert explorer.kind == "bars"
+    assert explorer.figure is not None
+    assert explorer.figure.data[0].type == "bar"
+    assert [value for _, value in menu.options] == ["lines", "bars", "dots", "steps"]
+
+
 def test_the_first_figure_is_shown_before_the_next_is_made() -> None:
     seen: list[list[float]] = []
 
@@ -256,6 +283,28 @@ def test_a_newer_result_is_not_overtaken_by_a_long_work() -> None:
     assert ends(explorer) == [0, 5]
     assert explorer._status.value == ""
     assert explorer._bar.layout.display == "none"
+
+
+def test_the_error_of_an_overtaken_work_is_not_shown() -> None:
+    going, done = threading.Event(), threading.Event()
+
+    class WrongAtTwo(LineExplorer):
+        def _long_work(self) -> Any:
+            return self._slow if self.slope == 2.0 else None
+
+        def _slow(self, tell: Progress) -> Exploration:
+            going.set()
+            assert done.wait(10)
+            return explore_line(slope=-2.0)
+
+    explorer = WrongAtTwo()
+    explorer.slope = 2.0
+    assert going.wait(10)
+    explorer.slope = 5.0
+    done.set()
+    explorer.wait(10)
+    assert ends(explorer) == [0, 5]
+    assert (explorer.failed, explorer._status.value) == ("", "")
 
 
 def test_what_prepares_goes_on_while_sliders_move() -> None:

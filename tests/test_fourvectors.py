@@ -42,6 +42,30 @@ def test_mass_keeps_its_gradient_away_from_zero() -> None:
     torch.testing.assert_close(p4.grad, expected.detach())
 
 
+def test_massless_vectors_leave_the_gradients_of_others_finite() -> None:
+    p4 = torch.tensor([[3.0, 4.0, 0.0, 5.0], [3.0, 0.0, 0.0, 5.0]], requires_grad=True)
+    fv.mass(p4).sum().backward()
+    assert p4.grad is not None
+    assert p4.grad.tolist() == [[0.0] * 4, [-0.75, 0.0, 0.0, 1.25]]
+
+
+def test_a_safe_root_has_no_gradient_at_zero_and_keeps_nan() -> None:
+    squared = torch.tensor([-1.0, 0.0, 4.0, math.nan], requires_grad=True)
+    roots = fv.safe_sqrt(squared)
+    roots[:3].sum().backward()
+    assert roots[:3].tolist() == [0.0, 0.0, 2.0]
+    assert roots[3].isnan()
+    assert squared.grad is not None
+    assert squared.grad[:3].tolist() == [0.0, 0.0, 0.25]
+
+
+def test_masses_and_momenta_broadcast_at_the_border() -> None:
+    one, zero, masses = torch.tensor(1.0), torch.tensor(0.0), torch.tensor([0.0, 1.0, 2.0])
+    p4 = fv.from_ptetaphim(one, zero, zero, masses)
+    assert p4.shape == (3, 4)
+    torch.testing.assert_close(fv.mass(p4), masses)
+
+
 def test_boosts_keep_masses_and_products() -> None:
     first, second, beta = random_p4(1), random_p4(2), random_beta(3)
     a, b = fv.boost(first, beta), fv.boost(second, beta)

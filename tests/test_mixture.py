@@ -289,10 +289,18 @@ def test_wrong_input_is_refused(card: ProcessCard, toy_events: ToyEvents) -> Non
         mixture_for(card, {"chi20": 600.0, "chi10": 200.0})
     with pytest.raises(InputError, match="should lie below"):
         MassRegion((500.0,), (400.0,))
+    with pytest.raises(InputError, match="should lie below"):
+        MassRegion((math.nan,), (400.0,))
     with pytest.raises(InputError, match="The gaps leave no mass point"):
         MassRegion((0.0, 0.0), (1.0, 1.0), (((1.0, -1.0), 5.0),)).inner_point()
     with pytest.raises(InputError, match="ascending"):
         ResponseTable({"jet": ((50, 30), (0.1, 0.1))}, ((1,), (1,)))
+    with pytest.raises(InputError, match="positive"):
+        ResponseTable({"jet": ((30, 50), (0.1, math.nan))}, ((1,), (1,)))
+    with pytest.raises(InputError, match="'kept' should be at least 1"):
+        MixtureOptions(kept=0)
+    with pytest.raises(InputError, match="'least_weight' above 0"):
+        MixtureOptions(least_weight=0.0)
     events = toy_events(4, seed=1)
     mixture = mixture_for(card, PLANE)
     with pytest.raises(ShapeError, match=r"'masses' should have shape \(\.\.\., 4, 2\)"):
@@ -309,6 +317,39 @@ def test_wrong_input_is_refused(card: ProcessCard, toy_events: ToyEvents) -> Non
         fit_mixture(events, PLANE, start=mixture)
     with pytest.raises(InputError, match="There are no events"):
         mixture_posterior(mixture, events[:0])
+
+
+def test_a_fit_without_any_assignment_says_so(card: ProcessCard, toy_events: ToyEvents) -> None:
+    mixture, events = mixture_for(card, PLANE), detected(toy_events(4, seed=1))
+    masses = torch.tensor([[600.0, 200.0]] * 4).double()
+    renamed = DetectedEvents(
+        events.p4, events.present, ("other",) * len(events.kinds), events.ptmiss
+    )
+    bare = DetectedEvents(events.p4, torch.zeros_like(events.present), events.kinds, events.ptmiss)
+    for given in (renamed, bare):
+        with pytest.raises(InputError, match=r"None of 4 events .* \(photon, jet, lepton\)"):
+            prepare(mixture, given, masses)
+        assert bool((mixture.posterior(given).log_evidence == LEAST_EVIDENCE).all())
+    with pytest.raises(InputError, match="None of 0 events"):
+        prepare(mixture, events[:0], masses[:0])
+
+
+def test_a_response_may_begin_at_no_momentum() -> None:
+    table = ResponseTable({"jet": ((0.0, 50.0), (0.4, 0.1))}, ((1,), (1,)))
+    found = table.relative("jet", torch.tensor([0.0, 1e-3, 10.0, 50.0, 80.0]))
+    assert found[:2].tolist() == pytest.approx([0.4, 0.4])
+    assert 0.1 < float(found[2]) < 0.4
+    assert found[3:].tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_a_density_does_not_depend_on_the_order_of_its_grid(wino: Start) -> None:
+    mixture, events = wino
+    marginal = mass_posterior(mixture, events[:5]).marginal("chi10")
+    grid = torch.linspace(30.0, 570.0, 181, dtype=torch.float64)
+    assert float(marginal.density(grid).sum()) > 0
+    torch.testing.assert_close(
+        marginal.density(grid.flip(0)), marginal.density(grid).flip(1), rtol=1e-4, atol=1e-7
+    )
 
 
 def test_a_fit_starts_from_a_copy_and_repeats_itself(

@@ -96,6 +96,11 @@ def test_two_body_momenta_are_those_of_the_closed_form() -> None:
     assert breakup_momentum(*torch.tensor([1.0, 0.8, 0.3])) == 0.0
 
 
+def test_a_closed_decay_has_no_momentum() -> None:
+    mass, one, other = torch.tensor([[1.0, 5.0, 1.0], [3.0, 1.0, 5.0], [5.0, 2.0, 4.0]]).unbind(1)
+    assert breakup_momentum(mass, one, other).tolist() == [0.0, 0.0, 0.0]
+
+
 def test_three_bodies_fill_the_dalitz_plot_evenly() -> None:
     total, one, two, three = 1000.0, 100.0, 50.0, 300.0
     n = 20_000
@@ -268,6 +273,21 @@ def test_what_cannot_happen_is_refused(
         space.sample(masses(3, **values), seeded())
     with pytest.raises(InputError, match="'masses' is empty"):
         space.sample({}, seeded())
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"D": 1.0}, "'widths' names 'D', which is not in the decay: choose from A, B, C"),
+        ({"B": -1.0}, "'widths' should be finite and at least 0 GeV, got -1 for 'B'"),
+        ({"B": math.nan}, "'widths' should be finite and at least 0 GeV, got nan for 'B'"),
+        ({"C": 2.0}, "'C' has a width but no mass"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(widths: dict[str, float], message: str) -> None:
+    space = PhaseSpace(topology=ANTLER, beams=BEAMS, widths=widths)
+    with pytest.raises(InputError, match=message):
+        space.sample(masses(3, A=1000.0, B=800.0), seeded())
 
 
 @pytest.mark.gpu

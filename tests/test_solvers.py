@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from massrecon.errors import InputError, ShapeError
+from massrecon.kinematics import solvers
 from massrecon.kinematics.fourvectors import boost, from_pxpypzm, mass, rotate_z
 from massrecon.kinematics.phasespace import Beams, PhaseSpace
 from massrecon.kinematics.solvers import (
@@ -194,3 +197,60 @@ def test_wrong_shapes_are_named() -> None:
         pair_solutions(p4, p4, p4, p4, torch.ones(3, 3), 173.0, 80.4)
     with pytest.raises(ShapeError, match="'lower_b' should have shape"):
         pair_solutions(p4, p4, p4, torch.ones(3, 3), torch.ones(3, 2), 173.0, 80.4)
+
+
+def test_batches_that_do_not_fit_together_are_named() -> None:
+    three, two = torch.ones(3, 4), torch.ones(2, 4)
+    with pytest.raises(InputError, match=r"'upper_a' \(3,\), 'lower_a' \(2,\)"):
+        pair_solutions(three, two, two, two, torch.ones(2, 2), 173.0, 80.4)
+    with pytest.raises(ShapeError, match="'lower_b' should have shape"):
+        neutrino_weight(
+            two, two, two, three[:, :3], two[:, :2], 173.0, 80.4, ptmiss_resolution=10.0
+        )
+    with pytest.raises(InputError, match="'ptmiss_resolution' should be positive, got 0"):
+        neutrino_weight(two, two, two, two, two[:, :2], 173.0, 80.4, ptmiss_resolution=0.0)
+
+
+def test_no_events_have_no_solutions_and_no_weights() -> None:
+    p4, ptmiss = torch.ones(3, 0, 4), torch.ones(3, 0, 2)
+    assert pair_solutions(p4, p4, p4, p4, ptmiss, 173.0, 80.4).exists.shape == (3, 0, 4)
+    weight = neutrino_weight(p4, p4, p4, p4, ptmiss, 173.0, 80.4, ptmiss_resolution=10.0)
+    assert weight.shape == (3, 0)
+
+
+def test_weights_of_many_events_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    momenta = event(toys(TOP, 7, seed=9))
+    whole = neutrino_weight(*momenta, 173.0, 80.4, ptmiss_resolution=20.0)
+    monkeypatch.setattr(solvers, "CHUNK", 2 * 82**2)
+    largest = 0
+
+    def watched(*given: Any) -> Tensor:
+        nonlocal largest
+        largest = max(largest, len(given[0][0]))
+        return weigh(*given)
+
+    weigh = solvers._weight
+    monkeypatch.setattr(solvers, "_weight", watched)
+    parts = neutrino_weight(*momenta, 173.0, 80.4, ptmiss_resolution=20.0)
+    assert largest == 2
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
+
+
+def test_whole_numbers_as_masses_leave_the_invisible_mass_as_it_is() -> None:
+    momenta = event(toys(HEAVY, 200, seed=10))
+    parent, daughter = torch.tensor([1000, 990]), torch.tensor([800, 800])
+    found = solvable_fraction(*momenta, parent, daughter, 705.5)
+    expected = solvable_fraction(*momenta, parent.double(), daughter.double(), 705.5)
+    assert torch.equal(found, expected)
+    assert solvable_fraction(*momenta, torch.ones(0, 2), torch.ones(0, 2)).shape == (0, 2)
+
+
+def test_each_event_may_have_its_own_resolution_of_ptmiss() -> None:
+    momenta = event(toys(TOP, 3, seed=11))
+    given = {"upper_resolution": 0.0, "n_smear": 20, "seed": 1}
+    alone = smeared_solutions(*momenta, 173.0, 80.4, ptmiss_resolution=10.0, **given)
+    widths = torch.tensor([10.0, 0.0, 10.0], dtype=torch.float64)
+    found = smeared_solutions(*momenta, 173.0, 80.4, ptmiss_resolution=widths, **given)
+    assert torch.equal(found.exists[:, [0, 2]], alone.exists[:, [0, 2]])
+    exact = pair_solutions(*momenta, 173.0, 80.4)
+    assert torch.equal(found.exists[:, 1], exact.exists[1].expand(20, 4))

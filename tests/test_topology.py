@@ -77,6 +77,14 @@ def test_a_bad_string_is_refused_with_the_place(text: str, message: str) -> None
     assert "^" in str(error.value)
 
 
+def test_the_mark_of_a_loop_stands_below_the_daughter() -> None:
+    text = "p p > b X, b > b Wb"
+    with pytest.raises(TopologyError) as error:
+        DecayTopology.parse(text)
+    mark = str(error.value).splitlines()[-1]
+    assert mark.index("^") - 2 == text.index("b Wb")
+
+
 def test_something_that_is_no_text_is_refused() -> None:
     with pytest.raises(TopologyError, match="should be text, got 5"):
         DecayTopology.parse(5)

@@ -292,6 +292,39 @@ def test_bad_events_are_nan_with_one_warning(backend: backends.Backend) -> None:
     assert a.grad[[0, 2, 3, 4, 5, 6, 7]].isfinite().all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_closed_form_hides_an_input_that_is_not_finite(
+    backend: backends.Backend, bad: float
+) -> None:
+    # ptmiss between massless momenta, where MT2 is 0; and a system at rest, where it is a limit
+    a = fv.from_pxpypzm(torch.tensor([50.0, 10.0, 20.0, 0.0], dtype=torch.float64))
+    b = fv.from_pxpypzm(torch.tensor([10.0, 60.0, -20.0, 0.0], dtype=torch.float64))
+    ptmiss = torch.tensor([30.0, 40.0], dtype=torch.float64)
+    trial = torch.zeros(2, dtype=torch.float64)
+    given = torch.cat([a, b, ptmiss, trial])
+    at_rest = torch.cat([torch.zeros(4, dtype=torch.float64), b, ptmiss, trial])
+    for event in (given, at_rest):
+        rows = event.repeat(len(event) + 1, 1)
+        rows[:-1].diagonal().fill_(bad)
+        with pytest.warns(RuntimeWarning, match="MT2 is NaN for 12 of 13 events"):
+            solution = mt2_solution(
+                rows[:, :4], rows[:, 4:8], rows[:, 8:10], rows[:, 10], rows[:, 11], backend=backend
+            )
+        assert solution.converged.tolist() == [False] * 12 + [True]
+        assert solution.value.isnan().tolist() == [True] * 12 + [False]
+
+
+def test_the_gradient_of_mt_at_zero_is_zero() -> None:
+    lepton = torch.tensor([40.0, 0.0, 0.0, 40.0], dtype=torch.float64, requires_grad=True)
+    along = torch.tensor([80.0, 0.0], dtype=torch.float64)
+    value = mt(lepton, along)
+    value.backward()
+    assert value == 0
+    assert lepton.grad is not None
+    assert lepton.grad.tolist() == [0.0] * 4
+
+
 def test_shape_errors_name_the_argument() -> None:
     a, b, ptmiss = random_visible(18, n=4)
     with pytest.raises(ShapeError, match=r"'ptmiss' should have shape \(..., 2\), got \(4, 4\)"):

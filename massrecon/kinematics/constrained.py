@@ -47,7 +47,7 @@ from massrecon.kinematics.backends import (
     warn_failed,
 )
 from massrecon.kinematics.constrained_kernel import CERTIFIED, FAILED
-from massrecon.kinematics.fourvectors import check_last_axis, mass_squared
+from massrecon.kinematics.fourvectors import check_last_axis, mass_squared, safe_sqrt
 
 Subsystem = Literal["ab", "a", "b"]
 
@@ -404,7 +404,7 @@ def _with_gradient(problem: _Problem, raw: Tensor, converged: Tensor) -> Tensor:
         for visible, q, mu in zip(pair, (q_a, q_b), problem.mu, strict=True)
     )
     squared = w * f_a + (1 - w) * f_b + v * (g_a - g_b)
-    result = transverse.first_derivative_only(transverse.safe_sqrt(squared))
+    result = transverse.first_derivative_only(safe_sqrt(squared))
     result = torch.where(converged, result, 0.0)
     value = torch.where(converged, raw[..., 0], math.nan)
     return value + (result - result.detach())
@@ -412,6 +412,6 @@ def _with_gradient(problem: _Problem, raw: Tensor, converged: Tensor) -> Tensor:
 
 def _shifted(visible: Tensor, q: Tensor, mu: Tensor) -> Tensor:
     """Returns the squared mass of visible (P, or minus a momentum) and invisible vectors."""
-    energy = transverse.safe_sqrt(mu.square() + q.square().sum(-1))
+    energy = safe_sqrt(mu.square() + q.square().sum(-1))
     product = visible[..., 3] * energy - (visible[..., :3] * q).sum(-1)
     return mass_squared(visible) + mu.square() + 2 * product

@@ -250,6 +250,3 @@ def vanishing_at(a: Side, b: Side, Qx: Any, Qy: Any, sign: float) -> tuple:
     dx, dy = ka[1] - tx, ka[2] - ty
     proven = b[7] + v * (a[8] - b[8]) - 2.0 * (tx * Qx + ty * Qy)
     return f, z, v, ra * ra - dx * dx - dy * dy, proven + 2.0 * b[9] * b[9] * rb / energy
-
-
-# ------------------------------------------------------------------ one event, compiled

@@ -123,7 +123,12 @@ def visible_mass_edge(
     )
     energy_upper = (parent**2 - daughter**2 - upper**2) / (2 * daughter)
     energy_lower = (daughter**2 + lower**2 - invisible**2) / (2 * daughter)
-    momenta = (energy_upper**2 - upper**2).sqrt() * (energy_lower**2 - lower**2).sqrt()
+    # at threshold a decay product is at rest, and rounding may make its momentum imaginary
+    upper_squared, lower_squared = (
+        (energy**2 - mass**2).clamp_min(0)
+        for energy, mass in ((energy_upper, upper), (energy_lower, lower))
+    )
+    momenta = upper_squared.sqrt() * lower_squared.sqrt()
     squared = upper**2 + lower**2 + 2 * (energy_upper * energy_lower + momenta)
     is_open = (parent >= daughter + upper) & (daughter >= invisible + lower)
     return torch.where(is_open, squared.sqrt(), torch.nan)
@@ -162,14 +167,19 @@ def fit_endpoint(
     powers = _POWERS if power is None else torch.tensor([power], dtype=torch.float64)
     fractions = _BACKGROUNDS if background else _BACKGROUNDS[:1]
     fit = None
-    for start in _starts(values) if low is None else [low]:
+    for start in _starts(values, high) if low is None else [low]:
         inside, end = _in_range(values, start, high)
         fit = _Model(start, end, resolution, powers, fractions).fit(inside)
         if fit.p_value > _P_VALUE_MIN:
             break
-    if fit is None:
+    if fit is None and len(values) < _MIN_EVENTS:
         raise InputError(
             f"An endpoint needs at least {_MIN_EVENTS} values, got {len(values)}: pass more events."
+        )
+    if fit is None:
+        raise InputError(
+            f"Less than {_MIN_EVENTS} of {len(values)} values lie between their middle and the end "
+            "of the range: raise 'high' or set 'low'; an endpoint of equal values cannot be fitted."
         )
     return fit
 
@@ -189,7 +199,8 @@ def fit_kink(trial_masses: Tensor, endpoints: Tensor, errors: Tensor) -> KinkFit
 
     Raises:
         ShapeError: If the shapes differ.
-        InputError: If there are too few points, or an error is not positive.
+        InputError: If there are too few points, two have the same trial mass, one is not finite, or
+            an error is not positive.
     """
     if not trial_masses.shape == endpoints.shape == errors.shape or trial_masses.ndim != 1:
         raise ShapeError(
@@ -198,6 +209,11 @@ def fit_kink(trial_masses: Tensor, endpoints: Tensor, errors: Tensor) -> KinkFit
         )
     if len(trial_masses) < 7:
         raise InputError(f"A kink needs at least 7 trial masses, got {len(trial_masses)}.")
+    for name, given in (("trial_masses", trial_masses), ("endpoints", endpoints)):
+        if not bool(given.isfinite().all()):
+            raise InputError(f"'{name}' should be finite: leave out the points that are not.")
+    if len(trial_masses.unique()) < len(trial_masses):
+        raise InputError("'trial_masses' should all differ: pass one endpoint for each.")
     if not bool((errors > 0).all()):
         raise InputError("'errors' should be positive: use the errors of `fit_endpoint`.")
     x, order = trial_masses.detach().cpu().double().sort()
@@ -243,10 +259,13 @@ def _kink_between_parabolas(x: Tensor, y: Tensor, sigma: Tensor) -> KinkFit:
     )
 
 
-def _starts(values: Tensor) -> list[float]:
+def _starts(values: Tensor, high: float | None) -> list[float]:
     """Lists starts of the fitted range, widest first, that leave enough values."""
     fractions = [f for f in _RANGES if f * len(values) >= _MIN_EVENTS]
-    return [float(values.quantile(1 - fraction)) for fraction in fractions]
+    starts = [float(values.quantile(1 - fraction)) for fraction in fractions]
+    below = values if high is None else values[values < high]
+    # fewer than their fraction, where values are equal or lie beyond the end
+    return [s for s in starts if int((below > s).sum()) >= _MIN_EVENTS]
 
 
 def _in_range(values: Tensor, low: float, high: float | None) -> tuple[Tensor, float]:

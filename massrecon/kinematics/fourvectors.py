@@ -25,11 +25,21 @@ def mass_squared(p4: Tensor) -> Tensor:
 def mass(p4: Tensor) -> Tensor:
     """Computes the signed mass [GeV] of four-vectors, shape ``(..., 4)`` -> ``(...)``.
 
+    Its gradient at mass 0, where it has none, is 0.
+
     >>> mass(torch.tensor([3.0, 0.0, 0.0, 5.0]))
     tensor(4.)
     """
     squared = mass_squared(p4)
-    return squared.sign() * squared.abs().sqrt()
+    return squared.sign() * safe_sqrt(squared.abs())
+
+
+def safe_sqrt(squared: Tensor) -> Tensor:
+    """Takes the root of a square that may be zero or slightly negative; its gradient there is 0."""
+    positive = squared > 0
+    # detached, since the gradient of a clamp is 1 at its very limit; NaN stays NaN
+    nothing = squared.detach().clamp_min(0)
+    return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), nothing)
 
 
 def pt(p4: Tensor) -> Tensor:
@@ -82,13 +92,19 @@ def to_pxpypzm(p4: Tensor) -> Tensor:
 
 
 def from_ptetaphim(pt: Tensor, eta: Tensor, phi: Tensor, mass: Tensor) -> Tensor:
-    """Builds four-vectors ``(..., 4)`` from pT [GeV], η, φ [rad] and mass [GeV]."""
-    p3 = torch.stack(torch.broadcast_tensors(pt * phi.cos(), pt * phi.sin(), pt * eta.sinh()), -1)
-    return torch.cat([p3, energy_from_mass(p3, mass).unsqueeze(-1)], dim=-1)
+    """Builds four-vectors ``(..., 4)`` from pT [GeV], η, φ [rad] and mass [GeV].
+
+    All shapes broadcast.
+    """
+    components = (pt * phi.cos(), pt * phi.sin(), pt * eta.sinh(), mass)
+    return from_pxpypzm(torch.stack(torch.broadcast_tensors(*components), dim=-1))
 
 
 def from_ptetaphie(pt: Tensor, eta: Tensor, phi: Tensor, energy: Tensor) -> Tensor:
-    """Builds four-vectors ``(..., 4)`` from pT [GeV], η, φ [rad] and energy [GeV]."""
+    """Builds four-vectors ``(..., 4)`` from pT [GeV], η, φ [rad] and energy [GeV].
+
+    All shapes broadcast.
+    """
     components = (pt * phi.cos(), pt * phi.sin(), pt * eta.sinh(), energy)
     return torch.stack(torch.broadcast_tensors(*components), dim=-1)
 

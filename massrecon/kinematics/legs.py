@@ -136,8 +136,9 @@ class DecayLegs:
         for node in reversed(self.topology.nodes):
             kind = self.kinds[node.index]
             below = sorted((found[child] for child in node.children), key=repr)
-            name = self.species[node.index] if kind is None else kind
-            found[node.index] = (name, *below)
+            # a leg that is seen is not like one of the same name that is not
+            is_seen, name = kind is not None, self.species[node.index] if kind is None else kind
+            found[node.index] = (name, is_seen, *below)
         return tuple(found[index] for index in range(len(self.topology.nodes)))
 
     def alike(self, nodes: Iterable[Node]) -> list[list[Node]]:
@@ -292,5 +293,8 @@ def _check_names(
     for name in like:
         if name not in {node.name for node in topology.nodes}:
             raise TopologyError(f"'like' names '{name}', which is not in '{topology.text}'.")
-    if both := hidden & set(kinds):
+    both = hidden & set(kinds)
+    # a label is meant for one leg alone, so that the name of all such legs does not overrule it
+    both |= {leg.label for leg in topology.legs if leg.name in hidden and leg.label in kinds}
+    if both:
         raise TopologyError(f"'{min(both)}' cannot be invisible and have a kind: drop one of them.")

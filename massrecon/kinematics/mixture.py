@@ -177,6 +177,8 @@ class KinematicMixture(nn.Module):
     ) -> MassPosterior:
         """Computes the posterior of the masses of each event, keeping the largest components.
 
+        An event whose objects allow no assignment has the outlier alone.
+
         Args:
             events: The events.
             momenta: Labels of resonances whose momentum each component should carry.
@@ -184,7 +186,7 @@ class KinematicMixture(nn.Module):
                 takes Numba where it is installed.
 
         Raises:
-            TopologyError: If an event has too few objects for any assignment.
+            TopologyError: If a label is not in the decay.
             MissingExtraError: If Numba is asked for and not installed.
         """
         if choose_backend(backend, events.p4.device) == "numba":

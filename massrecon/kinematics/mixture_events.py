@@ -35,6 +35,9 @@ class MixtureOptions:
         kept: Number of Gaussians kept for each event: those of largest weight, and in the last
             place, where there are more, one with the moments of all others.
         least_weight: Hypotheses of less weight, relative to the largest, are left out.
+
+    Raises:
+        InputError: If no Gaussian would be kept.
     """
 
     most_objects: Mapping[str, int] = field(default_factory=lambda: {"jet": 8})
@@ -43,6 +46,13 @@ class MixtureOptions:
     trials: int = 12
     kept: int = 32
     least_weight: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.kept < 1 or not 0 < self.least_weight <= 1:
+            raise InputError(
+                f"'kept' should be at least 1 and 'least_weight' above 0 and not above 1, got "
+                f"{self.kept} and {self.least_weight:g}."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +206,7 @@ class EventSorter:
             there = events.present[:, [i for i, k in enumerate(events.kinds) if k == kind]].sum(1)
             limit = self.options.most_objects.get(kind)
             columns.append(there if limit is None else there.clamp(max=limit))
-        return torch.stack(columns, 1)
+        return torch.stack(columns, 1) if columns else events.present.new_zeros(len(events), 0)
 
     def _plan(self, counts: tuple[tuple[str, int], ...]) -> Plan | None:
         """Makes the plan for these numbers of objects; None if they allow no assignment."""

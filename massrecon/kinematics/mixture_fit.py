@@ -74,7 +74,7 @@ def fit_parameters(
 
     Raises:
         ShapeError: If `masses` does not have its shape.
-        InputError: If a mass lies outside the region of the mixture.
+        InputError: If no event has an assignment, or a mass lies outside the region of the mixture.
     """
     fit = fit or MixtureFit()
     fitted = copy.deepcopy(mixture)
@@ -108,19 +108,27 @@ def prepare(mixture: KinematicMixture, events: DetectedEvents, masses: Tensor) -
 
     Raises:
         ShapeError: If `masses` does not have shape ``(N, M)``.
-        InputError: If there is no event, or a mass lies outside the region of the mixture.
+        InputError: If no event has an assignment, or a mass lies outside the region of the mixture.
     """
     expected = (len(events), len(mixture.scheme.names))
     if tuple(masses.shape) != expected:
         raise ShapeError(f"'masses' should have shape {expected}, got {tuple(masses.shape)}.")
     outside = ~mixture.region.contains(masses)
-    if not len(events) or bool(outside.any()):
+    if bool(outside.any()):
         raise InputError(
             f"{int(outside.sum())} of {len(events)} events have masses outside the region of the "
             "mixture: widen the region, or leave these events out."
         )
     blocks = mixture.sorter.blocks(events, _BLOCK, most_events=_MOST_EVENTS)
-    return [(block, masses[block.rows]) for block in blocks]
+    examples = [(block, masses[block.rows]) for block in blocks]
+    if not examples:
+        legs = mixture.scheme.legs
+        needed = ", ".join(dict.fromkeys(legs.leg_kinds))
+        raise InputError(
+            f"None of {len(events)} events has the objects that '{legs.topology.text}' needs "
+            f"({needed}): look at their kinds, or allow more to be missing."
+        )
+    return examples
 
 
 @torch.no_grad()

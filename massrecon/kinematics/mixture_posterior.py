@@ -175,7 +175,7 @@ class MassPosterior:
         mean, width = self._single()
         inside = self.region.contains(grid.unsqueeze(-1))
         steps = grid.diff()
-        even = len(grid) > 2 and bool((steps - steps[0]).abs().max() < 1e-4 * steps[0].abs())
+        even = len(grid) > 2 and bool((steps - steps[0]).abs().max() < 1e-4 * steps[0])
         if even and choose_backend("auto", mean.device) == "numba":
             return (self._even_density(grid) * inside).to(grid.dtype)
         middle = (self.region.low[0] + self.region.high[0]) / 2

@@ -16,6 +16,8 @@ from massrecon.errors import InputError, ShapeError, unknown_name
 from massrecon.kinematics.legs import Chain, DecayLegs
 from massrecon.kinematics.topology import Node, TopologyError
 
+_LEAST_PT = 1e-3  # [GeV]; a table may begin at 0, which has no log
+
 
 @dataclass(frozen=True)
 class MassScheme:
@@ -160,7 +162,8 @@ class ResponseTable:
     def __post_init__(self) -> None:
         for name, (at, values) in [*self.objects.items(), ("ptmiss", self.ptmiss)]:
             rising = all(a < b for a, b in itertools.pairwise(at))
-            if len(at) != len(values) or not at or not rising or min(values) <= 0:
+            positive = all(value > 0 for value in values)
+            if len(at) != len(values) or not len(at) or not rising or not positive:
                 raise InputError(
                     f"The response of '{name}' should be two lists of one length, the first one "
                     "ascending and the second one positive."
@@ -169,14 +172,17 @@ class ResponseTable:
     def relative(self, kind: str, pt: Tensor) -> Tensor:
         """Interpolates the relative resolution in log(pT), constant beyond the ends.
 
+        A pT below 1 MeV counts as that.
+
         Raises:
             InputError: If the table does not have this kind.
         """
         if kind not in self.objects:
             raise unknown_name("kind in the response table", kind, self.objects)
         at, values = self.objects[kind]
-        positions = torch.as_tensor(at, dtype=pt.dtype, device=pt.device).log()
-        return _interpolate(pt.clamp_min(1e-3).log(), positions, values)
+        positions = torch.as_tensor(at, dtype=pt.dtype, device=pt.device)
+        x, positions = (t.clamp_min(_LEAST_PT).log() for t in (pt, positions))
+        return _interpolate(x, positions, values)
 
     def ptmiss_width(self, sum_pt: Tensor) -> Tensor:
         """Interpolates the resolution of each component of `ptmiss` [GeV]."""
@@ -216,7 +222,7 @@ class MassRegion:
         n = len(self.low)
         if len(self.high) != n or any(len(row) != n for row, _ in self.gaps):
             raise ShapeError("'low', 'high' and each gap should have one number for each mass.")
-        if any(low >= high for low, high in zip(self.low, self.high, strict=True)):
+        if not all(low < high for low, high in zip(self.low, self.high, strict=True)):
             raise InputError(f"'low' {self.low} should lie below 'high' {self.high}.")
 
     @property

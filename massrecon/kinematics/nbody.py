@@ -61,10 +61,10 @@ def breakup_momentum(mass: Tensor, mass_1: Tensor, mass_2: Tensor) -> Tensor:
     >>> breakup_momentum(torch.tensor(10.0), torch.tensor(0.0), torch.tensor(0.0))
     tensor(5.)
     """
-    above = (mass - mass_1 - mass_2) * (mass + mass_1 + mass_2)
-    return (above * (mass - mass_1 + mass_2) * (mass + mass_1 - mass_2)).clamp_min(0).sqrt() / (
-        2 * mass
-    )
+    # of a closed decay a second factor may be negative as well: one alone is enough for 0
+    above = (mass - mass_1 - mass_2).clamp_min(0) * (mass + mass_1 + mass_2)
+    squared = above * (mass - mass_1 + mass_2) * (mass + mass_1 - mass_2)
+    return squared.clamp_min(0).sqrt() / (2 * mass)
 
 
 def breit_wigner(

@@ -8,7 +8,8 @@ changes across a resonance is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -58,9 +59,11 @@ class PhaseSpace:
             All P particles of the tree (px, py, pz, m) [GeV], float64, depth first, ``(N, P, 4)``.
 
         Raises:
-            InputError: If a decay is closed, or the beams cannot produce the particles.
+            InputError: If a decay is closed, the beams cannot produce the particles, a name is not
+                that of a particle, or a mass or width cannot be.
         """
         poles = self._poles(masses)
+        self._refuse_widths(poles)
         self._refuse_closed(poles)
         masses_drawn = self._draw_masses(poles, generator)
         found: dict[int, Tensor] = {}
@@ -76,13 +79,7 @@ class PhaseSpace:
 
     def _poles(self, masses: Mapping[str, Tensor]) -> Tensor:
         """Pole masses of all particles [GeV], shape ``(N, P)``."""
-        names = {node.name for node in self.topology.nodes}
-        for name in masses:
-            if name not in names:
-                raise InputError(
-                    f"'masses' names '{name}', which is not in the decay: choose from "
-                    f"{', '.join(sorted(names))}."
-                )
+        self._refuse_unknown("masses", masses)
         if not masses:
             raise InputError("'masses' is empty: give at least the masses of what is produced.")
         like = torch.stack(list(torch.broadcast_tensors(*masses.values()))).to(torch.float64)
@@ -91,6 +88,30 @@ class PhaseSpace:
         zero = torch.zeros_like(like[0])
         given = dict(zip(masses, like, strict=True))
         return torch.stack([given.get(node.name, zero) for node in self.topology.nodes], dim=1)
+
+    def _refuse_unknown(self, argument: str, given: Iterable[str]) -> None:
+        """Refuses names that no particle of the decay has."""
+        names = {node.name for node in self.topology.nodes}
+        for name in given:
+            if name not in names:
+                raise InputError(
+                    f"'{argument}' names '{name}', which is not in the decay: choose from "
+                    f"{', '.join(sorted(names))}."
+                )
+
+    def _refuse_widths(self, poles: Tensor) -> None:
+        """Refuses widths of unknown or massless particles, and what is no width."""
+        self._refuse_unknown("widths", self.widths)
+        for name, width in self.widths.items():
+            if not 0 <= width < math.inf:
+                raise InputError(
+                    f"'widths' should be finite and at least 0 GeV, got {width:g} for '{name}'."
+                )
+            of = [node.index for node in self.topology.nodes if node.name == name]
+            if width > 0 and bool((poles[:, of] == 0).any()):
+                raise InputError(
+                    f"'{name}' has a width but no mass: give its mass in 'masses', or no width."
+                )
 
     def _refuse_closed(self, poles: Tensor) -> None:
         """Refuses mass points at which a decay or the production is closed."""

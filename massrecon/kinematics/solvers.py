@@ -23,12 +23,14 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from massrecon.errors import InputError
+from massrecon.kinematics.backends import batch_shape
 from massrecon.kinematics.fourvectors import boost, check_last_axis, mass_squared
 
 CHUNK = 100_000
@@ -101,25 +103,21 @@ def pair_solutions(
         m_daughter: Mass of B [GeV], likewise.
         m_invisible: Mass of C [GeV], likewise.
 
+    Returns:
+        At most four solutions of each event, in float64.
+
     Raises:
         ShapeError: If a last axis is not 4, or not 2 for `ptmiss`.
+        InputError: If leading dimensions do not fit together.
     """
     visible = (upper_a, lower_a, upper_b, lower_b)
-    for name, p4 in zip(("upper_a", "lower_a", "upper_b", "lower_b"), visible, strict=True):
-        check_last_axis(p4, 4, name)
-    check_last_axis(ptmiss, 2, "ptmiss")
-    masses = [torch.as_tensor(m, dtype=torch.float64) for m in (m_parent, m_daughter, m_invisible)]
-    shape = torch.broadcast_shapes(
-        *(p4.shape[:-1] for p4 in (*visible, ptmiss)), *(m.shape for m in masses)
-    )
-    vectors = [_rows(v, shape) for v in (*visible, ptmiss)]
-    masses = [m.to(ptmiss.device).expand(shape).flatten() for m in masses]
+    rows, shape = _read(visible, ptmiss, (m_parent, m_daughter, m_invisible))
     chunks = [
-        _solve(*(rows[start : start + CHUNK] for rows in (*vectors, *masses)))
-        for start in range(0, max(len(vectors[0]), 1), CHUNK)
+        _solve(*(column[start : start + CHUNK] for column in rows))
+        for start in range(0, max(len(rows[0]), 1), CHUNK)
     ]
     joined = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
-    return PairSolutions(*(rows.reshape(*shape, *rows.shape[1:]) for rows in joined))
+    return PairSolutions(*(found.reshape(*shape, *found.shape[1:]) for found in joined))
 
 
 def smeared_solutions(
@@ -154,7 +152,7 @@ def smeared_solutions(
         m_invisible: See there.
         upper_resolution: Relative momentum resolution of the upper particles, to ``(...)``.
         lower_resolution: The same of the lower particles.
-        ptmiss_resolution: Further Gaussian width of each component of ptmiss [GeV].
+        ptmiss_resolution: Further Gaussian width of each component of ptmiss [GeV], to ``(...)``.
         n_smear: Number of variations.
         seed: Random seed.
 
@@ -168,10 +166,13 @@ def smeared_solutions(
             n_smear, *shape, dtype=torch.float64, device=ptmiss.device, generator=generator
         )
 
-    varied, shifted = [], ptmiss + torch.as_tensor(ptmiss_resolution) * noise(*ptmiss.shape)
+    def width(resolution: Tensor | float) -> Tensor:
+        return torch.as_tensor(resolution, dtype=torch.float64, device=ptmiss.device)
+
+    varied, shifted = [], ptmiss + width(ptmiss_resolution).unsqueeze(-1) * noise(*ptmiss.shape)
     resolutions = (upper_resolution, lower_resolution) * 2
     for p4, resolution in zip((upper_a, lower_a, upper_b, lower_b), resolutions, strict=True):
-        factor = 1.0 + torch.as_tensor(resolution) * noise(*p4.shape[:-1])
+        factor = 1.0 + width(resolution) * noise(*p4.shape[:-1])
         varied.append(p4 * factor.clamp_min(0.05).unsqueeze(-1))
         shifted = shifted + (p4 - varied[-1])[..., :2]
     a_a, b_a, a_b, b_b = varied
@@ -210,12 +211,16 @@ def solvable_fraction(
     """
     if len(ptmiss) == 0:
         raise InputError("The solvable fraction needs events: 'ptmiss' is empty.")
-    invisible = torch.as_tensor(m_invisible, dtype=m_parent.dtype)
-    masses = torch.broadcast_tensors(m_parent, m_daughter, invisible)
+    masses = torch.broadcast_tensors(
+        *(torch.as_tensor(m).to(ptmiss.device, torch.float64) for m in (m_parent, m_daughter)),
+        torch.as_tensor(m_invisible).to(ptmiss.device, torch.float64),
+    )
     events = (upper_a, lower_a, upper_b, lower_b, ptmiss)
-    points = torch.stack(masses, dim=-1).reshape(-1, 3)
-    solved = [pair_solutions(*events, *point.unbind()).exists.any(-1) for point in points]
-    return torch.stack([s.double().mean() for s in solved]).reshape(masses[0].shape)
+    fractions = torch.empty_like(masses[0]).flatten()
+    for i, point in enumerate(torch.stack(masses, dim=-1).reshape(-1, 3)):
+        solved = pair_solutions(*events, *point.unbind()).exists.any(-1)
+        fractions[i] = solved.double().mean()
+    return fractions.reshape(masses[0].shape)
 
 
 def neutrino_weight(
@@ -251,39 +256,73 @@ def neutrino_weight(
             Gaussian.
 
     Returns:
-        Weights [1/GeV²], shape ``(...)``.
+        Weights [1/GeV²], shape ``(...)``, in float64.
+
+    Raises:
+        ShapeError: If a last axis is not 4, or not 2 for `ptmiss`.
+        InputError: If leading dimensions do not fit together, or the resolution is not positive.
 
     References:
         D0 Collaboration, Phys. Rev. D 60 (1999) 052001, hep-ex/9808029, Sec. V.
     """
+    if not ptmiss_resolution > 0:
+        raise InputError(
+            f"'ptmiss_resolution' should be positive, got {ptmiss_resolution:g}: pass the width of "
+            "one component of ptmiss in GeV."
+        )
     if rapidities is None:
         quantiles = (torch.arange(41, dtype=torch.float64) + 0.5) / 41
         rapidities = 2**0.5 * torch.erfinv(2 * quantiles - 1)
     rapidities = rapidities.to(ptmiss.device, torch.float64)
-    masses = [torch.as_tensor(m, dtype=torch.float64) for m in (m_parent, m_daughter, m_invisible)]
-    shape = torch.broadcast_shapes(
-        *(v.shape[:-1] for v in (upper_a, lower_a, upper_b, lower_b, ptmiss)),
-        *(m.shape for m in masses),
+    visible = (upper_a, lower_a, upper_b, lower_b)
+    rows, shape = _read(visible, ptmiss, (m_parent, m_daughter, m_invisible))
+    # every solution of one side meets every one of the other
+    step = max(1, CHUNK // max(2 * len(rapidities), 1) ** 2)
+    sums = [
+        _weight([column[start : start + step] for column in rows], rapidities, ptmiss_resolution)
+        for start in range(0, max(len(rows[0]), 1), step)
+    ]
+    norm = 2 * torch.pi * ptmiss_resolution**2 * len(rapidities) ** 2
+    return (torch.cat(sums) / norm).reshape(shape)
+
+
+def _read(
+    visible: tuple[Tensor, Tensor, Tensor, Tensor],
+    ptmiss: Tensor,
+    masses: tuple[Tensor | float, Tensor | float, Tensor | float],
+) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Checks shapes; returns vectors ``(N, D)``, masses ``(N)`` in float64, and the batch shape."""
+    vectors: dict[str, Tensor] = dict(
+        zip(("upper_a", "lower_a", "upper_b", "lower_b"), visible, strict=True)
     )
-    masses = [m.to(ptmiss.device).expand(shape).flatten() for m in masses]
+    for name, p4 in vectors.items():
+        check_last_axis(p4, 4, name)
+    check_last_axis(ptmiss, 2, "ptmiss")
+    vectors["ptmiss"] = ptmiss
+    scalars = {
+        name: torch.as_tensor(m, dtype=torch.float64).to(ptmiss.device)
+        for name, m in zip(("m_parent", "m_daughter", "m_invisible"), masses, strict=True)
+    }
+    shape = batch_shape(vectors, scalars)
+    rows = [
+        v.double().expand(*shape, v.shape[-1]).reshape(-1, v.shape[-1]) for v in vectors.values()
+    ]
+    return [*rows, *(m.expand(shape).flatten() for m in scalars.values())], shape
+
+
+def _weight(rows: Sequence[Tensor], rapidities: Tensor, resolution: float) -> Tensor:
+    """Sums the Gaussian probabilities of N events over all pairs of rapidities, not normalised."""
+    upper_a, lower_a, upper_b, lower_b, ptmiss, *masses = rows
     sums, allowed = [], []
     for upper, lower in ((upper_a, lower_a), (upper_b, lower_b)):
-        ellipse = _ellipse(_rows(upper, shape), _rows(lower, shape), *masses)
+        ellipse = _ellipse(upper, lower, *masses)
         q, exists = _at_rapidity(ellipse, rapidities)
         sums.append(q[..., :2])
         allowed.append(exists)
-    off = _rows(ptmiss, shape)[:, None, None] - sums[0][:, :, None] - sums[1][:, None]
-    chi_squared = (off / ptmiss_resolution).square().sum(-1)
+    off = ptmiss[:, None, None] - sums[0][:, :, None] - sums[1][:, None]
+    chi_squared = (off / resolution).square().sum(-1)
     both = allowed[0][:, :, None] & allowed[1][:, None]
-    density = torch.where(both, (-0.5 * chi_squared).exp(), 0.0).sum((1, 2))
-    norm = 2 * torch.pi * ptmiss_resolution**2 * len(rapidities) ** 2
-    return (density / norm).reshape(shape)
-
-
-def _rows(vectors: Tensor, shape: torch.Size) -> Tensor:
-    """Expands vectors to a batch shape and flattens it, in float64, shape ``(N, D)``."""
-    size = vectors.shape[-1]
-    return vectors.to(torch.float64).expand(*shape, size).reshape(-1, size)
+    return torch.where(both, (-0.5 * chi_squared).exp(), 0.0).sum((1, 2))
 
 
 def _ellipse(a: Tensor, b: Tensor, m_parent: Tensor, m_daughter: Tensor, m_c: Tensor) -> _Ellipse:

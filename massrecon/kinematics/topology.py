@@ -124,10 +124,10 @@ class DecayTopology:
 
 
 class _Particle:
-    """A particle while the tree is being read: a name and, once it decays, its daughters."""
+    """A particle while the tree is being read: name, place and, once it decays, its daughters."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, place: int) -> None:
+        self.name, self.place = name, place
         self.daughters: list[_Particle] = []
 
 
@@ -149,9 +149,9 @@ class _Parser:
         self.at = 0
 
     def process(self) -> tuple[tuple[str, ...], list[_Particle]]:
-        initial = self._names("an incoming particle")
+        initial = self._particles("an incoming particle")
         self._take(">")
-        roots = [_Particle(name) for name in self._names("a produced particle")]
+        roots = self._particles("a produced particle")
         if len(roots) > len(_SIDES):
             self._fail(f"produces more than {len(_SIDES)} particles", 0)
         self._decays(roots)
@@ -159,7 +159,7 @@ class _Parser:
             self._fail("has something after its end", self.tokens[self.at][1])
         for root in roots:
             self._refuse_loops(root, ())
-        return tuple(initial), roots
+        return tuple(particle.name for particle in initial), roots
 
     def _decays(self, mothers: list[_Particle]) -> None:
         while self._next() == ",":
@@ -185,10 +185,9 @@ class _Parser:
                 why += "; a decay of a daughter belongs in brackets with that of its mother"
             self._fail(why, place)
         self._take(">")
-        daughters = self._names("a daughter")
-        if len(daughters) < 2:
+        mother.daughters = self._particles("a daughter")
+        if len(mother.daughters) < 2:
             self._fail(f"decays '{token}' to one particle only", place)
-        mother.daughters = [_Particle(name) for name in daughters]
         return mother
 
     def _refuse_loops(self, particle: _Particle, mothers: tuple[str, ...]) -> None:
@@ -196,18 +195,17 @@ class _Parser:
         for daughter in particle.daughters:
             below = (*mothers, particle.name)
             if daughter.name in below:
-                place = self.text.rfind(daughter.name)
-                self._fail(f"lets '{daughter.name}' decay to itself", place)
+                self._fail(f"lets '{daughter.name}' decay to itself", daughter.place)
             self._refuse_loops(daughter, below)
 
-    def _names(self, what: str) -> list[str]:
-        names = []
+    def _particles(self, what: str) -> list[_Particle]:
+        found = []
         while self.at < len(self.tokens) and self.tokens[self.at][0][0].isalpha():
-            names.append(self.tokens[self.at][0])
+            found.append(_Particle(*self.tokens[self.at]))
             self.at += 1
-        if not names:
+        if not found:
             self._fail(f"expects {what}", self._peek(what)[1])
-        return names
+        return found
 
     def _next(self) -> str | None:
         return self.tokens[self.at][0] if self.at < len(self.tokens) else None

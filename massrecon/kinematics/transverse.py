@@ -37,7 +37,7 @@ from massrecon.kinematics.backends import (
     common_type,
     warn_failed,
 )
-from massrecon.kinematics.fourvectors import check_last_axis, mass_squared
+from massrecon.kinematics.fourvectors import check_last_axis, mass_squared, safe_sqrt
 from massrecon.kinematics.transverse_torch import (
     BALANCED,
     FAILED,
@@ -359,12 +359,6 @@ def _mt_squared(p4: Tensor, q: Tensor, mu: Tensor) -> Tensor:
     m_squared, energy_squared = _mass_and_energy_squared(p4)
     product = safe_sqrt(energy_squared) * safe_sqrt(mu.square() + q.square().sum(-1))
     return m_squared + mu.square() + 2 * (product - (p4[..., :2] * q).sum(-1))
-
-
-def safe_sqrt(squared: Tensor) -> Tensor:
-    """Takes the root of a square that may be zero or slightly negative; its gradient there is 0."""
-    positive = squared > 0
-    return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), squared.clamp_min(0))
 
 
 def _read(

@@ -379,7 +379,11 @@ def solve_all(
         a, b = side_of(visible_a[i], mu_a[i]), side_of(visible_b[i], mu_b[i])
         value, x, y, share, how = solve(a, b, ptmiss[i, 0], ptmiss[i, 1])
         physical = min(visible_a[i, 3], visible_b[i, 3]) >= 0.0 and min(mu_a[i], mu_b[i]) >= 0.0
-        if not (physical and value >= 0.0 and value < math.inf):
+        # comparisons with NaN are false, so that closed forms may give a number in spite of it
+        total = mu_a[i] + mu_b[i] + ptmiss[i, 0] + ptmiss[i, 1]
+        for k in range(4):
+            total += visible_a[i, k] + visible_b[i, k]
+        if not (physical and math.isfinite(total) and value >= 0.0 and value < math.inf):
             how = FAILED
         kind[i] = how
         if how == FAILED:

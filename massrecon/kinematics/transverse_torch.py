@@ -391,6 +391,7 @@ def solve_all(
         kind[index] = found * BALANCED
     physical = torch.minimum(visible_a[:, 3], visible_b[:, 3]) >= 0
     physical = physical & (torch.minimum(mu_a, mu_b) >= 0) & out[:, 0].isfinite()
+    physical = physical & (visible_a.sum(1) + visible_b.sum(1) + ptmiss.sum(1)).isfinite()
     kind = torch.where(physical, kind, FAILED)
     return torch.where((kind == FAILED).unsqueeze(1), math.nan, out), kind
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from massrecon.errors import InputError, unknown_name
@@ -108,6 +109,8 @@ class DeeLeMaConfig:
         for name, mass in [*self.m_invisible.items(), *self.start.items()]:
             if not mass >= 0:
                 raise InputError(f"The mass of '{name}' should be at least 0 GeV, got {mass}.")
+        for name, table in self.resolution.items():
+            _check_table(name, table)
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> DeeLeMaConfig:
@@ -130,6 +133,24 @@ class DeeLeMaConfig:
             if key not in known:
                 raise unknown_name("setting of DeeLeMa", key, known)
         return cls(**{**PRESETS[name], **fields})
+
+
+def _check_table(name: str, table: Table) -> None:
+    """Checks that a resolution can be interpolated in log(pT).
+
+    Raises:
+        InputError: If it cannot.
+    """
+    try:
+        pts, values = zip(*((float(pt), float(value)) for pt, value in table), strict=True)
+    except (TypeError, ValueError):
+        pts, values = (), ()
+    rising = all(low < high for low, high in pairwise([0.0, *pts]))
+    if not pts or not rising or not all(0 <= value < 1 for value in values):
+        raise InputError(
+            f"The resolution of '{name}' should be pairs of pT [GeV], rising from above 0, and a "
+            f"relative resolution from 0 to 1, got {table!r}."
+        )
 
 
 _PUBLISHED: dict[str, Any] = {

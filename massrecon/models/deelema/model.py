@@ -179,7 +179,7 @@ class DeeLeMa:
             sample: Events, or (visible, ptmiss): momenta of the visible legs (px, py, pz, E) [GeV],
                 ``(N, L, 4)`` in the order of the topology, and ``(N, 2)``. Truth is not looked at.
             seed: Seed of the order of the events.
-            n_bootstrap: Replicas for the uncertainty of the anchored masses.
+            n_bootstrap: Replicas for the uncertainty of the anchored masses, at least 1.
             edges: Edges by species that the masses are tied to, such as those of an earlier fit of
                 the same events; None to measure them.
             simulate: Makes toys for the calibration of the edges from masses by species [GeV], a
@@ -194,12 +194,18 @@ class DeeLeMa:
             This model.
 
         Raises:
-            InputError: If the events do not fit the topology, or are too few for an edge.
+            InputError: If the events do not fit the topology, or are too few for an edge or for the
+                normalisation of the layers; or if there would be no replica.
             ShapeError: If a shape is wrong.
             TopologyError: If an anchor is asked for and the topology has none.
             ModelError: If `folder` holds the checkpoint of another fit.
         """
         visible, ptmiss = self.momenta(sample)
+        if self.config.batch_norm and self._step_size(len(visible)) < 2:
+            raise InputError(
+                "'batch_norm' needs more than one event in a step: pass more events, or set "
+                "'batch_size' above 1 or 'batch_norm' to False."
+            )
         self._build(self.config.scale or pick_scale(visible, self.config))
         if edges is None:
             edges = self._measure(visible, ptmiss, simulate, n_bootstrap, seed)
@@ -227,10 +233,16 @@ class DeeLeMa:
     ) -> dict[str, Edge]:
         if self.config.anchor == "none":
             return {}
+        if n_bootstrap < 1:
+            raise InputError(f"'n_bootstrap' should be at least 1, got {n_bootstrap}.")
         return anchor_edges(
             self.structure, self.config, visible.cpu(), ptmiss.cpu(),
             simulate=simulate, n_bootstrap=n_bootstrap, seed=seed,
         )  # fmt: skip
+
+    def _step_size(self, n_events: int) -> int:
+        """Returns how many events the layers see in a step, in all ways to take them."""
+        return min(self.config.batch_size, n_events) * len(self._ways())
 
     def _anchor_targets(self) -> tuple[Tensor, Tensor]:
         """Edges and errors of the groups in units of the scale, each ``(G,)``; NaN for none."""
@@ -393,7 +405,14 @@ class DeeLeMa:
             model.global_masses.load_state_dict(_part(state, "masses"))
             model._intervals = {k: (v[0], v[1]) for k, v in header["intervals"].items()}
             model.record = FitRecord(**header["record"])
-        except (KeyError, TypeError, RuntimeError, InputError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ModelError(
                 f"'{folder}' does not describe a DeeLeMa of this massrecon ({error}): fit again."
             ) from error

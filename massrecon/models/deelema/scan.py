@@ -85,17 +85,23 @@ def scan_trial_mass(
         ptmiss: Missing transverse momentum [GeV], shape ``(N, 2)``.
         trial_masses: At least 7 trial masses [GeV].
         beyond: Share of the events in the tail.
-        n_bootstrap: Number of thirds for the interval.
+        n_bootstrap: Number of thirds for the interval, at least 2.
         seed: Their seed.
 
     Raises:
-        InputError: If there are fewer than 7 trial masses or 500 events.
+        InputError: If there are fewer than 7 trial masses, 500 events or 2 thirds, or two trial
+            masses are equal.
         TopologyError: If the decay has no solvability edge.
     """
     if len(trial_masses) < _LEAST_POINTS or len(visible) < _LEAST_EVENTS:
         raise InputError(
             f"A scan needs {_LEAST_POINTS} trial masses and {_LEAST_EVENTS} events, got "
             f"{len(trial_masses)} and {len(visible)}."
+        )
+    if n_bootstrap < 2 or len(set(trial_masses)) < len(trial_masses):
+        raise InputError(
+            f"A scan needs trial masses that all differ and 'n_bootstrap' of at least 2, got "
+            f"{sorted(trial_masses)} and {n_bootstrap}."
         )
     points = torch.tensor(sorted(trial_masses), dtype=torch.float64)
     found = [smallest_masses(structure, visible, ptmiss, float(m), {}) for m in points]

@@ -18,9 +18,7 @@ from massrecon.visual.explore.sources import (
     model_names,
 )
 from massrecon.visual.widgets.controls import combo, rows
-from massrecon.visual.widgets.explorer import Explorer, Progress, choice, slider
-
-_AT_ONCE = 24  # events whose densities take less than half a second
+from massrecon.visual.widgets.explorer import AT_ONCE, Explorer, Progress, choice, slider
 
 
 class CalibrationExplorer(Explorer):
@@ -65,7 +63,7 @@ class CalibrationExplorer(Explorer):
         """Draws from events that have not been drawn from yet, or computes their densities."""
         if self.method == "temperature":
             table = mass_table(self.model, self.events)
-            if len(table.missing(range(len(table.events)))) <= _AT_ONCE:
+            if len(table.missing(range(len(table.events)))) <= AT_ONCE:
                 return None
         elif are_drawn(self.model, self.events, self.n_samples, self.seed):
             return None

@@ -7,10 +7,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets as widgets
 import traitlets
 
-from massrecon.visual.widgets.explorer import Explorer
-
-_NARROW = widgets.Layout(width="26em")
-_DESCRIPTION = {"description_width": "9em"}
+from massrecon.visual.widgets.explorer import FIELD, WIDE, Explorer
 
 
 def switch(explorer: Explorer, name: str, label: str) -> widgets.Checkbox:
@@ -22,7 +19,7 @@ def switch(explorer: Explorer, name: str, label: str) -> widgets.Checkbox:
         label: What it says.
     """
     made = widgets.Checkbox(
-        value=getattr(explorer, name), description=label, indent=False, layout=_NARROW
+        value=getattr(explorer, name), description=label, indent=False, layout=FIELD["layout"]
     )
     traitlets.link((made, "value"), (explorer, name))
     return made
@@ -39,10 +36,47 @@ def entry(explorer: Explorer, name: str, label: str, hint: str = "") -> widgets.
     """
     made = widgets.Text(
         value=getattr(explorer, name), description=label, placeholder=hint,
-        continuous_update=False, style=_DESCRIPTION, layout=_NARROW,
+        continuous_update=False, **FIELD,
     )  # fmt: skip
     traitlets.link((made, "value"), (explorer, name))
     return made
+
+
+def live_entry(explorer: Explorer, name: str, label: str) -> widgets.Text:
+    """Makes a line of text on a `Unicode` of an explorer that answers to every letter.
+
+    Args:
+        explorer: Whose trait it sets.
+        name: Name of the trait.
+        label: What it says.
+    """
+    made = widgets.Text(
+        value=getattr(explorer, name), description=label, continuous_update=True,
+        style=FIELD["style"], layout=WIDE,
+    )  # fmt: skip
+    traitlets.link((explorer, name), (made, "value"))
+    return made
+
+
+def list_entry(explorer: Explorer, name: str, label: str, hint: str = "") -> widgets.Text:
+    """Makes a line of text on a `List` of texts of an explorer, with commas between the entries.
+
+    Args:
+        explorer: Whose trait it sets, when Enter is pressed or the line is left.
+        name: Name of the trait.
+        label: What it says.
+        hint: What an empty line shows.
+    """
+    made = widgets.Text(
+        value=", ".join(getattr(explorer, name)), description=label, placeholder=hint,
+        continuous_update=False, **FIELD,
+    )  # fmt: skip
+    traitlets.link((explorer, name), (made, "value"), (", ".join, _split))
+    return made
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def combo(
@@ -59,8 +93,7 @@ def combo(
     """
     made = widgets.Combobox(
         value=getattr(explorer, name), options=list(options), ensure_option=False,
-        description=label, placeholder=hint, continuous_update=False, style=_DESCRIPTION,
-        layout=_NARROW,
+        description=label, placeholder=hint, continuous_update=False, **FIELD,
     )  # fmt: skip
     traitlets.link((made, "value"), (explorer, name))
     return made
@@ -109,8 +142,7 @@ def player(
         description=label,
     )  # fmt: skip
     place = widgets.IntSlider(
-        min=first, max=last, value=play.value, description=label, style=_DESCRIPTION,
-        layout=_NARROW, continuous_update=True,
+        min=first, max=last, value=play.value, description=label, continuous_update=True, **FIELD,
     )  # fmt: skip
     traitlets.dlink((play, "max"), (place, "max"))
     traitlets.link((place, "value"), (explorer, name))

@@ -7,10 +7,9 @@ import traitlets
 
 from massrecon.visual.explore.deelema_live import TESTS, explore_deelema_live
 from massrecon.visual.explore.exploration import Exploration
-from massrecon.visual.widgets.controls import button, switch
+from massrecon.visual.widgets.controls import button, rows, switch
 from massrecon.visual.widgets.explorer import Explorer, Progress, choice, slider
 
-_WRAP = widgets.Layout(flex_flow="row wrap")
 _LONGEST_WAIT = 60.0
 _STARTS = {"B": (1300.0, 1000.0), "C": (250.0, 120.0)}
 
@@ -38,7 +37,7 @@ class DeeLeMaLive(Explorer):
     def _controls(self) -> list[widgets.Widget]:
         self.observe(self._on_test, names="test")
         train = button("Train", self.train, "Start the fit with these settings", "play")
-        rows = [
+        return rows(
             [choice(self, "test", "events", TESTS),
              slider(self, "contamination", "wrong pairs E_C", 0.0, 0.5, 0.05)],
             [slider(self, "m_trial", "trial mass", -1, 1000, 1, "GeV"),
@@ -48,8 +47,7 @@ class DeeLeMaLive(Explorer):
             [slider(self, "n_events", "number of events", 500, 20_000, 500),
              slider(self, "epochs", "epochs", 1, 40, 1)],
             [slider(self, "seed", "seed", 0, 100, 1), train],
-        ]  # fmt: skip
-        return [widgets.HBox(row, layout=_WRAP) for row in rows]
+        )  # fmt: skip
 
     def train(self) -> None:
         """Starts the fit; one that goes on is stopped first."""
@@ -80,6 +78,7 @@ class DeeLeMaLive(Explorer):
 
     def _on_test(self, _: object) -> None:
         """Starts from masses that fit the other events."""
-        with self.held():
-            self.start_parent, self.start_daughter = _STARTS[self.test]
-            self.m_trial = -1.0
+        if self.test in _STARTS:  # else the refresh says which there are
+            with self.held():
+                self.start_parent, self.start_daughter = _STARTS[self.test]
+                self.m_trial = -1.0

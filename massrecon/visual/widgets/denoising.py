@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import ipywidgets as widgets
 import traitlets
 
+from massrecon.errors import MassReconError
 from massrecon.kinematics.mixture import KinematicMixture
 from massrecon.visual.explore.denoising import explore_denoising, way_of
 from massrecon.visual.explore.exploration import Exploration
@@ -49,11 +53,15 @@ class DenoisingExplorer(Explorer):
             self.step = self._end
         moving, self._play = player(self, "step", "Step", self._end, pause=_PAUSE)
         models = [name for name in model_names() if name != MIXTURE]
-        targets = {"chosen for me": "", **{name: name for name in self._targets()}}
+        targets = self._targets()
+        self._axes = [choice(self, "across", "Across", targets), choice(self, "up", "Up", targets)]
+        last = len(stored_events(self.events)) - 1
+        self._event: Any = slider(self, "event", "Event", 0, last, 1)
+        self.observe(self._on_model, names="model")
+        self.observe(self._on_events, names="events")
         return rows(
             (moving,),
-            (slider(self, "event", "Event", 0, len(stored_events(self.events)) - 1, 1),
-             choice(self, "across", "Across", targets), choice(self, "up", "Up", targets)),
+            (self._event, *self._axes),
             (combo(self, "model", "Model", models), combo(self, "events", "Events", event_names()),
              slider(self, "steps", "Evaluations", 2, 100, 2)),
             (slider(self, "n_samples", "Draws", 10, 500, 10),
@@ -77,6 +85,20 @@ class DenoisingExplorer(Explorer):
         )
         return len(way) - 1
 
-    def _targets(self) -> tuple[str, ...]:
+    def _targets(self) -> dict[str, str]:
         source = load_source(self.model)
-        return () if isinstance(source, KinematicMixture) else source.target_names
+        names = () if isinstance(source, KinematicMixture) else source.target_names
+        return {"chosen for me": "", **{name: name for name in names}}
+
+    def _on_model(self, _: object) -> None:
+        """Offers the targets of another model, and lets it choose among them."""
+        with self.held(), contextlib.suppress(MassReconError):  # the message comes with the refresh
+            targets = list(self._targets().items())
+            for menu in self._axes:
+                if list(menu.options) != targets:
+                    menu.options = targets
+
+    def _on_events(self, _: object) -> None:
+        """Lets the slider end at the last of other events."""
+        with self.held(), contextlib.suppress(MassReconError):
+            self._event.max = len(stored_events(self.events)) - 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 import traitlets
 
+from massrecon.errors import MassReconError
 from massrecon.inference.estimators import ESTIMATORS
 from massrecon.visual.explore.efficiency_map import explore_efficiency_map
 from massrecon.visual.explore.exploration import Exploration
@@ -21,7 +24,9 @@ from massrecon.visual.explore.sources import (
 )
 from massrecon.visual.template import plain
 from massrecon.visual.widgets.controls import button, combo, rows
-from massrecon.visual.widgets.explorer import Explorer, Progress, choice, slider
+from massrecon.visual.widgets.explorer import FIELD, Explorer, Progress, choice, slider
+
+_STEP = 5.0  # [GeV]
 
 
 class EfficiencyMapExplorer(Explorer):
@@ -44,13 +49,13 @@ class EfficiencyMapExplorer(Explorer):
     seed = traitlets.Int(1, min=0, help="seed of the draws")
 
     def _controls(self) -> list[widgets.Widget]:
-        card = stored_events(self.events).card
-        symbols = [plain(card.symbol(name)) for name in card.mass_names[:2]]
-        self._axes = [self._axis(i, symbol) for i, symbol in enumerate(symbols)]
+        self._mass = choice(self, "mass", "Mass", [])
+        self._axes = [self._axis(i) for i in range(2)]
+        self._fit_to_events()
         self.observe(self._follow_cell, names="cell")
+        self.observe(self._on_events, names="events")
         return rows(
-            (combo(self, "model", "Model", model_names()),
-             choice(self, "mass", "Mass", list(card.mass_names)),
+            (combo(self, "model", "Model", model_names()), self._mass,
              choice(self, "estimator", "Estimator", list(ESTIMATORS))),
             (slider(self, "window", "Window ±", 5, 100, 5, "GeV"),
              slider(self, "bins", "Cells a side", 2, 12, 1),
@@ -81,19 +86,38 @@ class EfficiencyMapExplorer(Explorer):
         if points.xs and points.ys:
             self.cell = [float(points.xs[0]), float(points.ys[0])]
 
-    def _axis(self, i: int, symbol: str) -> widgets.FloatSlider:
+    def _axis(self, i: int) -> widgets.FloatSlider:
         """Makes the slider of one mass of the cell, for those without a mouse."""
-        masses = stored_events(self.events).masses
-        assert masses is not None
-        column = masses[:, i]
-        low, high = float(column.min()) // 5 * 5, float(column.max()) // 5 * 5 + 5
-        made = widgets.FloatSlider(
-            min=low, max=high, step=5, value=self.cell[i] if self.cell else (low + high) / 2,
-            description=f"Cell m({symbol}) [GeV]", continuous_update=False,
-            style={"description_width": "9em"}, layout=widgets.Layout(width="26em"),
-        )  # fmt: skip
+        made = widgets.FloatSlider(step=_STEP, continuous_update=False, **FIELD)
         made.observe(lambda _: self._set_cell(), names="value")
         return made
+
+    def _fit_to_events(self) -> None:
+        """Gives the menu the masses of the events, and the sliders of the cell their ends."""
+        sample = stored_events(self.events)
+        names, mass = sample.card.mass_names, self.mass
+        if not names or sample.masses is None:  # the refresh says so
+            return
+        self._mass.options = [(name, name) for name in names]
+        self.mass = mass
+        self._following = True
+        for i, (axis, name) in enumerate(zip(self._axes, names, strict=False)):
+            column = sample.masses[:, i]
+            low = _STEP * math.floor(float(column.min()) / _STEP)
+            high = _STEP * math.floor(float(column.max()) / _STEP) + _STEP
+            axis.description = f"Cell m({plain(sample.card.symbol(name))}) [GeV]"
+            axis.min, axis.max = min(low, axis.max), high  # never the wrong way round
+            axis.min = low
+            axis.value = self.cell[i] if len(self.cell) == len(self._axes) else (low + high) / 2
+        self._following = False
+
+    def _on_events(self, _: Any) -> None:
+        """Starts from the last mass and the map alone where the masses are those of others."""
+        with self.held(), contextlib.suppress(MassReconError):  # the message comes with the refresh
+            names = stored_events(self.events).card.mass_names
+            if names and self.mass not in names:
+                self.mass, self.cell = names[-1], []
+            self._fit_to_events()
 
     def _set_cell(self) -> None:
         if not self._following:

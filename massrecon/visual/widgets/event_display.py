@@ -13,10 +13,9 @@ from massrecon.errors import MassReconError
 from massrecon.visual.explore.event_display import explore_event_display, missing_rows
 from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.sources import SAMPLE, event_names, model_names, stored_events
-from massrecon.visual.widgets.controls import button, switch
+from massrecon.visual.widgets.controls import button, rows, switch
 from massrecon.visual.widgets.explorer import Explorer, Progress, choice, slider
 
-_WRAP = widgets.Layout(flex_flow="row wrap")
 _FEW = 10  # densities that are computed while the reader waits
 
 
@@ -43,8 +42,7 @@ class EventDisplay(Explorer):
     webgl = traitlets.Bool(False, help="Whether to draw that view with WebGL.")
 
     def _controls(self) -> list[widgets.Widget]:
-        samples = list(dict.fromkeys([*event_names(), self.events]))
-        models = {"none": "", **{n: n for n in [*model_names(), self.model] if n}}
+        models = {"none": "", **{name: name for name in model_names()}}
         self._mass = choice(self, "mass", "compared mass", self._masses())
         self._number: Any = slider(self, "number", "event", 0, 10_000, 1)
         self.observe(self._on_events, names="events")
@@ -53,8 +51,9 @@ class EventDisplay(Explorer):
             button("Previous", lambda: self.step(-1), "Go to the event before", "arrow-left"),
             button("Next", lambda: self.step(1), "Go to the next event", "arrow-right"),
         ]
-        rows = [
-            [choice(self, "events", "events", samples), choice(self, "model", "model", models)],
+        return rows(
+            [choice(self, "events", "events", event_names()),
+             choice(self, "model", "model", models)],
             [self._number, *step],
             [self._mass, slider(self, "n_events", "looked through", 20, 1000, 20)],
             [slider(self, "off_low", "off at least", 0, 500, 5, "GeV"),
@@ -63,8 +62,7 @@ class EventDisplay(Explorer):
              slider(self, "elevation", "seen from", -90, 90, 5, "°")],
             [slider(self, "width", "window", 5, 100, 5, "GeV"),
              switch(self, "webgl", "turn with the mouse (needs WebGL)")],
-        ]  # fmt: skip
-        return [widgets.HBox(row, layout=_WRAP) for row in rows]
+        )  # fmt: skip
 
     def step(self, by: int) -> None:
         """Goes some events on; stays at the first and the last."""

@@ -15,7 +15,7 @@ import html
 import json
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,7 +34,15 @@ Progress = Callable[[float, str], None]
 WIDE = widgets.Layout(width="100%")
 """Layout of a control that takes the width of its row."""
 
-_DESCRIPTION = {"description_width": "9em"}
+FIELD: dict[str, Any] = {
+    "style": {"description_width": "9em"},
+    "layout": {"width": "26em"},
+}
+"""Style and layout of a control with a label, which stands in a row with others."""
+
+AT_ONCE = 24
+"""Events whose densities take less than half a second: more are computed beside the notebook."""
+
 _MARKED = "white-space:pre-wrap;font-family:var(--jp-code-font-family, monospace)"
 _PLAIN = "user-select:text;white-space:pre-wrap;line-height:1.4"
 _LONGEST = 60  # characters of a value in the status
@@ -346,12 +354,12 @@ class Explorer(widgets.VBox):
                 raise Cancelled
             done(found)
         except Cancelled:
-            if self._next is not None or self._shows != shows:
-                return
-            still = self._still() if self.made_with != self.arguments() else ""
-            self._status.value = f"<p>Stopped; the figure shows what was there.</p>{still}"
+            if not self._is_overtaken(shows):
+                still = self._still() if self.made_with != self.arguments() else ""
+                self._status.value = f"<p>Stopped; the figure shows what was there.</p>{still}"
         except MassReconError as error:
-            self.fail(str(error))
+            if not self._is_overtaken(shows):
+                self.fail(str(error))
         except Exception as error:
             self.fail(f"{type(error).__name__}: {error}")
             raise
@@ -363,6 +371,10 @@ class Explorer(widgets.VBox):
                     self._bar.layout.display = "none"
                 else:
                     self._begin(*following)
+
+    def _is_overtaken(self, shows: bool) -> bool:
+        """Whether something newer is shown, or begins now, so that a work has nothing to say."""
+        return self._next is not None or self._shows != shows
 
     def _tell(self, share: float, stage: str) -> None:
         if self._stopping.is_set():
@@ -415,6 +427,8 @@ def slider(
 ) -> widgets.Widget:
     """Makes a slider on a number of an explorer; it answers when it is let go.
 
+    Its ends move out where the number is set beyond them.
+
     Args:
         explorer: Whose trait it moves.
         name: Name of the trait, a `Float` or an `Int`.
@@ -426,19 +440,27 @@ def slider(
     """
     whole = isinstance(explorer.traits()[name], traitlets.Int)
     kind = widgets.IntSlider if whole else widgets.FloatSlider
+    value = getattr(explorer, name)
     made = kind(
-        min=low, max=high, step=step, value=getattr(explorer, name), continuous_update=False,
-        description=f"{label} [{unit}]" if unit else label, style=_DESCRIPTION,
-        layout=widgets.Layout(width="26em"),
+        min=min(low, value), max=max(high, value), step=step, value=value,
+        continuous_update=False, description=f"{label} [{unit}]" if unit else label, **FIELD,
     )  # fmt: skip
+
+    def widen(change: Any) -> None:
+        made.min, made.max = min(made.min, change["new"]), max(made.max, change["new"])
+
+    explorer.observe(widen, names=name)  # before the link, by which a slider would cut the number
     traitlets.link((made, "value"), (explorer, name))
     return made
 
 
 def choice(
-    explorer: Explorer, name: str, label: str, options: Mapping[str, Any] | list[Any]
+    explorer: Explorer, name: str, label: str, options: Mapping[str, Any] | Sequence[Any]
 ) -> widgets.Dropdown:
     """Makes a menu on a trait of an explorer.
+
+    Another value that the trait is given is added to the menu: the plain function says whether it
+    can be used.
 
     Args:
         explorer: Whose trait it sets.
@@ -446,13 +468,28 @@ def choice(
         label: What it says.
         options: Values, or values by what the menu calls them.
     """
-    rows = list(options.items()) if isinstance(options, Mapping) else options
+    named = options if isinstance(options, Mapping) else {str(value): value for value in options}
+    value = getattr(explorer, name)
     made = widgets.Dropdown(
-        options=rows, value=getattr(explorer, name), description=label, style=_DESCRIPTION,
-        layout=widgets.Layout(width="26em"),
-    )  # fmt: skip
-    traitlets.link((made, "value"), (explorer, name))
+        options=_with(named.items(), value), value=value, description=label, **FIELD
+    )
+
+    def admit(change: Any) -> None:
+        wanted = _with(made.options, change["new"])
+        if len(wanted) > len(made.options):
+            link.unlink()  # new options select the first one
+            made.options, made.value = wanted, change["new"]
+            link.link()
+
+    explorer.observe(admit, names=name)  # before the link, which refuses what is not in the menu
+    link = traitlets.link((made, "value"), (explorer, name))
     return made
+
+
+def _with(options: Iterable[tuple[str, Any]], value: Any) -> list[tuple[str, Any]]:
+    """Adds a value to the options of a menu, if it is not among them."""
+    listed = list(options)
+    return listed if value in [known for _, known in listed] else [*listed, (str(value), value)]
 
 
 def _short(value: Any) -> str:

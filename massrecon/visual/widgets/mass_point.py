@@ -18,10 +18,8 @@ from massrecon.visual.explore.sources import (
     model_names,
 )
 from massrecon.visual.widgets.controls import button, combo, rows, switch
-from massrecon.visual.widgets.explorer import Explorer, Progress, slider
+from massrecon.visual.widgets.explorer import AT_ONCE, Explorer, Progress, slider
 from massrecon.visual.widgets.mass_sliders import mass_sliders
-
-_AT_ONCE = 24  # events whose densities take less than half a second
 
 
 class MassPointExplorer(Explorer):
@@ -79,7 +77,7 @@ class MassPointExplorer(Explorer):
     def _long_work(self) -> Callable[[Progress], Exploration] | None:
         """Simulates events, or reads many that are new."""
         to_do = events_to_do(self.arguments())
-        if to_do > _AT_ONCE or (self.fresh and to_do):
+        if to_do > AT_ONCE or (self.fresh and to_do):
             return lambda tell: explore_mass_point(**self._asked, tell=tell)
         return None
 

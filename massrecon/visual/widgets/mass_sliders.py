@@ -33,8 +33,7 @@ def mass_sliders(explorer: Explorer) -> tuple[widgets.Widget, ...]:
         labels, ends = _labels_and_ends(explorer)
     except MassReconError:  # the explorer shows it
         labels, ends = ["First true mass", "Second true mass"], [(v, v) for v in values]
-    for name, label, (low, high), value in zip(_MASSES, labels, ends, values, strict=True):
-        low, high = min(low, value), max(high, value)
+    for name, label, (low, high) in zip(_MASSES, labels, ends, strict=True):
         made.append(slider(explorer, name, label, low, high, _STEP, "GeV"))
 
     def follow(_: Any) -> None:

@@ -24,12 +24,11 @@ from massrecon.visual.explore.ten_events import (
     explore_ten_events,
 )
 from massrecon.visual.widgets.controls import button, combo, player, rows, switch
-from massrecon.visual.widgets.explorer import Explorer, Progress, slider
+from massrecon.visual.widgets.explorer import AT_ONCE, Explorer, Progress, slider
 from massrecon.visual.widgets.mass_sliders import mass_sliders
 
 _PAUSE = 900  # ms between two events
 _MANY = 60  # events that are played one by one
-_AT_ONCE = 24  # events whose densities take less than half a second
 
 
 class TenEventsExplorer(Explorer):
@@ -114,7 +113,7 @@ class TenEventsExplorer(Explorer):
         self._go_through(total)
         with self.held():
             self.arrived = min(self.arrived, total) if self.arrived > 0 else total
-        if events_to_do(self.arguments()) > _AT_ONCE:
+        if events_to_do(self.arguments()) > AT_ONCE:
             return lambda tell: explore_ten_events(**self._asked, tell=tell)
         return None
 

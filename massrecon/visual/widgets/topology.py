@@ -7,11 +7,12 @@ import re
 import ipywidgets as widgets
 import traitlets
 
+from massrecon.errors import MassReconError
 from massrecon.events.card import load_card
 from massrecon.events.library import card_names
 from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.topology import DECAY, explore_topology
-from massrecon.visual.widgets.entries import list_entry, live_entry
+from massrecon.visual.widgets.controls import list_entry, live_entry, rows
 from massrecon.visual.widgets.explorer import Explorer, choice, slider
 
 _OWN = "a decay of your own"
@@ -37,31 +38,27 @@ class TopologyExplorer(Explorer):
 
     def _controls(self) -> list[widgets.Widget]:
         cards = {_OWN: "", **{name: name for name in card_names()}}
-        if self.card not in cards.values():  # a path
-            cards[self.card] = self.card
         self._menu = choice(self, "card", "process card", cards)
         line = live_entry(self, "decay", "decay")
         self.observe(self._on_card, names="card")
         self.observe(self._on_decay, names="decay")
-        if self.card:
-            self._on_card()
-        rows = [
+        self._on_card()
+        return [line, *rows(
             [self._menu, list_entry(self, "invisible", "unseen legs", "C, nu")],
             [list_entry(self, "kinds", "kinds of objects", "b=jet, l=lepton")],
             [slider(self, "extra", "extra objects", 0, 4, 1),
              slider(self, "missing", "lost at most", 0, 4, 1)],
-        ]  # fmt: skip
-        wrap = widgets.Layout(flex_flow="row wrap")
-        return [line, *(widgets.HBox(row, layout=wrap) for row in rows)]
+        )]  # fmt: skip
 
     def _explore(self) -> Exploration:
         return explore_topology(**self.arguments())
 
     def _on_card(self, _: object = None) -> None:
         """Writes the decay of a chosen card into the line."""
-        if self.card:
+        decay = _decay_of(self.card)
+        if decay is not None:
             with self.held():
-                self.decay = _decay_of(self.card)
+                self.decay = decay
 
     def _on_decay(self, _: object) -> None:
         """Leaves the card when the decay becomes another."""
@@ -70,5 +67,9 @@ class TopologyExplorer(Explorer):
                 self.card = ""
 
 
-def _decay_of(card: str) -> str:
-    return re.sub(r"\s+", " ", load_card(card).decay).strip()
+def _decay_of(card: str) -> str | None:
+    """Returns the decay of a card in one line; None without one, or if it cannot be read."""
+    try:
+        return re.sub(r"\s+", " ", load_card(card).decay).strip() if card else None
+    except MassReconError:  # the message comes with the refresh
+        return None

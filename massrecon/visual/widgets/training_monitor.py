@@ -16,13 +16,12 @@ from massrecon.errors import InputError, MassReconError
 from massrecon.models.progress import ask_to_stop, training_progress
 from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.training_monitor import FOLDER, explore_training_monitor
-from massrecon.visual.widgets.controls import button, entry, switch
+from massrecon.visual.widgets.controls import button, entry, rows, switch
 from massrecon.visual.widgets.explorer import Explorer, slider
 
 COMMAND = "massrecon run 02_train --out results/train"
 """What trains into the folder that is shown first."""
 
-_WRAP = widgets.Layout(flex_flow="row wrap")
 _TAIL = 600  # characters of a failed command's output
 
 
@@ -43,6 +42,7 @@ class TrainingMonitor(Explorer):
 
     def _controls(self) -> list[widgets.Widget]:
         self._process: subprocess.Popen[bytes] | None = None
+        self._log = Path()
         self._watched: threading.Thread | None = None
         self._ending = threading.Event()
         self._stop_asked = False
@@ -53,16 +53,15 @@ class TrainingMonitor(Explorer):
             "Stop the training", self.stop_training, "End it after its present round", "pause"
         )
         resume = button("Start or resume", self.resume, "Run the command", "play")
-        rows = [
+        if self.watch:
+            self._on_watch()
+        return [*rows(
             [entry(self, "folder", "folder", "of a training or model"),
              button("Look", self.refresh, "Read the files now", "refresh")],
             [switch(self, "watch", "keep watching"),
              slider(self, "every", "look every", 1, 60, 1, "s")],
             [entry(self, "resume_with", "command", "massrecon run 02_train --out …"), resume, stop],
-        ]  # fmt: skip
-        if self.watch:
-            self._on_watch()
-        return [*(widgets.HBox(row, layout=_WRAP) for row in rows), self._note]
+        ), self._note]  # fmt: skip
 
     def stop_training(self) -> None:
         """Asks the training to end after its present round; its checkpoint stays."""
@@ -85,14 +84,14 @@ class TrainingMonitor(Explorer):
         except InputError as error:
             self._say(f"⚠ {error}")
             return
-        log = self._log()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
+        self._log = Path(f"{self.folder}.log")
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("wb") as file:
             self._process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
         self._stop_asked = False
-        self._say(f"Runs: {self.resume_with}; its output is in {log}.")
+        self._say(f"Runs: {self.resume_with}; its output is in {self._log}.")
         self.watch = True
 
     def close(self) -> None:
@@ -102,9 +101,6 @@ class TrainingMonitor(Explorer):
 
     def _explore(self) -> Exploration:
         return explore_training_monitor(self.folder)
-
-    def _log(self) -> Path:
-        return Path(f"{self.folder}.log")
 
     def _say(self, text: str) -> None:
         self._note.value = f"<p>{html.escape(text)}</p>"
@@ -141,7 +137,7 @@ class TrainingMonitor(Explorer):
         elif self._stop_asked:
             self._say("The training has stopped; 'Start or resume' goes on from its checkpoint.")
         else:
-            words = self._log().read_text(encoding="utf-8", errors="replace").strip()[-_TAIL:]
+            words = self._log.read_text(encoding="utf-8", errors="replace").strip()[-_TAIL:]
             self._say(f"⚠ It ended with {code}: …{words}")
 
 

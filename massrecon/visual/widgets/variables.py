@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ipywidgets as widgets
@@ -11,11 +12,8 @@ from massrecon.errors import MassReconError
 from massrecon.inference.classical import SUBSYSTEMS
 from massrecon.visual.explore.exploration import Exploration
 from massrecon.visual.explore.variables import TOYS, explore_variables, pending
-from massrecon.visual.widgets.controls import entry, switch
-from massrecon.visual.widgets.entries import list_entry
+from massrecon.visual.widgets.controls import entry, list_entry, rows, switch
 from massrecon.visual.widgets.explorer import Explorer, choice, slider
-
-_WRAP = widgets.Layout(flex_flow="row wrap")
 
 
 class VariablesExplorer(Explorer):
@@ -43,11 +41,11 @@ class VariablesExplorer(Explorer):
     seed = traitlets.Int(1, min=0, help="Seed of the simulation.")
 
     def _controls(self) -> list[widgets.Widget]:
-        toys = list(dict.fromkeys([*TOYS, self.process]))
         self._trial: Any = slider(self, "m_trial", "trial mass", -1, 1000, 1, "GeV")
         self._event: Any = slider(self, "event", "event", 0, 10_000, 1)
-        rows = [
-            [choice(self, "process", "process", toys),
+        self.observe(self._on_sample, names=["process", "masses", "events", "subsystem"])
+        return rows(
+            [choice(self, "process", "process", TOYS),
              list_entry(self, "masses", "masses [GeV]", "A=1000, B=800, C=700")],
             [choice(self, "level", "level", ["partons", "objects"]),
              choice(self, "subsystem", "subsystem", list(SUBSYSTEMS))],
@@ -56,10 +54,7 @@ class VariablesExplorer(Explorer):
             [self._event, self._trial],
             [switch(self, "scan", "scan trial masses for the kink"),
              slider(self, "seed", "seed", 0, 100, 1)],
-        ]  # fmt: skip
-
-        self.observe(self._on_sample, names=["process", "masses", "events", "subsystem"])
-        return [widgets.HBox(row, layout=_WRAP) for row in rows]
+        )  # fmt: skip
 
     def _on_sample(self, _: object) -> None:
         """Goes back to the true trial mass and the first event of other events."""
@@ -87,7 +82,8 @@ class VariablesExplorer(Explorer):
                 self.m_trial = self._asked["m_trial"] = found.data["trial_mass_GeV"]
         super().show_result(found)
         self._event.max = found.data["n_events"] - 1
-        self._trial.max = round(found.data["true_parent_mass_GeV"])
+        # not below what was asked for, or the slider would change it
+        self._trial.max = max(round(found.data["true_parent_mass_GeV"]), math.ceil(self.m_trial))
 
     def _explore(self) -> Exploration:
         slow = pending(**self.arguments())
