@@ -199,10 +199,10 @@ class MassPosterior:
         height = height.exp() / (math.sqrt(2 * math.pi) * width)
         found = mean.new_zeros(len(self), len(grid))
         first, step = float(grid[0]), float((grid[-1] - grid[0]) / (len(grid) - 1))
-        arrays = [x.contiguous().numpy() for x in (height, mean, width)]
+        heights, means, widths, out = (x.contiguous().numpy() for x in (height, mean, width, found))
 
         def work(part: slice) -> None:
-            kernel.add_gaussians(*(x[part] for x in arrays), first, step, found[part].numpy())
+            kernel.add_gaussians(heights[part], means[part], widths[part], first, step, out[part])
 
         in_threads(work, len(self))
         return found
@@ -275,20 +275,21 @@ def restricted(
 
     Components without weight get 0.
     """
-    given = [posterior.log_weight, posterior.mean, posterior.covariance]
-    arrays = [x.contiguous().numpy() for x in given]
-    found = [np.zeros(tuple(posterior.log_weight.shape)) for _ in range(3)]
-    forms = [list(row) for row, _, _ in rows]
-    conditions = (
-        np.array([*forms, image or forms[0]], dtype=float),
-        np.array([[low, high] for _, low, high in rows], dtype=float).reshape(-1, 2),
-    )
+    given = (posterior.log_weight, posterior.mean, posterior.covariance)
+    weights, means, covariances = (x.contiguous().numpy() for x in given)
+    found = np.zeros((3, *posterior.log_weight.shape))
+    coefficients = [list(row) for row, _, _ in rows]
+    forms = np.array([*coefficients, image or coefficients[0]], dtype=float)
+    bounds = np.array([[low, high] for _, low, high in rows], dtype=float).reshape(-1, 2)
 
     def work(part: slice) -> None:
-        kernel.restrict(*(x[part] for x in arrays), *conditions, *(x[part] for x in found))
+        kernel.restrict(
+            weights[part], means[part], covariances[part], forms, bounds,
+            found[0, part], found[1, part], found[2, part],
+        )  # fmt: skip
 
     in_threads(work, len(posterior))
-    log_inside, mean, variance = (torch.as_tensor(values) for values in found)
+    log_inside, mean, variance = torch.as_tensor(found)
     return log_inside, mean, variance
 
 
@@ -477,7 +478,8 @@ class PosteriorCollector:
             centre, precision = _weighted_sums(share, mean, covariance, to.region)
             mean, covariance = self.outlier.tails_around(share.sum(1)[None], centre, precision)
         else:
-            precision, _ = algebra.invert(covariance.permute(2, 3, 1, 0))
+            entries = [list(row) for row in covariance.permute(2, 3, 1, 0)]
+            precision, _ = algebra.invert(entries)
             mean, covariance = self.outlier.tails(share.T, list(mean.permute(2, 1, 0)), precision)
         log_inside = algebra.log_probability(mean, covariance, to.region.rows)
         to.log_inside[:, tails] = log_inside.T
