@@ -152,7 +152,8 @@ def _first_sentence(text: str) -> str:
 FILLINGS: dict[str, Callable[..., str]] = {
     one.__name__: one
     for one in (
-        *(measured.plane, measured.plane_trainings, measured.plane_differences, measured.line),
+        *(measured.plane, measured.plane_trainings, measured.plane_differences),
+        *(measured.plane_152k, measured.line),
         *(measured.four_lepton, measured.four_lepton_trainings, measured.four_lepton_differences),
         *(measured_study.ceilings, measured_study.claims),
         *(measured_study.generalisation, measured_study.alarm_power),

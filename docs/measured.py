@@ -55,6 +55,11 @@ def plane() -> str:
     return _efficiencies("plane")
 
 
+def plane_152k() -> str:
+    """The same of the shorter trainings, the first of which is the model `wino_udd`."""
+    return _efficiencies("plane_152k")
+
+
 def line() -> str:
     """Efficiencies on the published line of masses, by model and estimator."""
     return _efficiencies("line")
