@@ -96,7 +96,8 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Gives an empty folder to fill, which takes the place of `path` when all went well.
 
-    The old folder stays as it was until then, and for good if the block raises.
+    Everyone may read its files. The old folder stays as it was until then, and for good if the
+    block raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,9 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     fresh.chmod(0o755)
     try:
         yield fresh
+        for file in fresh.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)  # safetensors keeps what it writes from others
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,13 @@ def test_a_file_is_swapped_in_only_when_complete(tmp_path: Path) -> None:
 def test_a_folder_is_swapped_in_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "results"
     with replacing_folder(target) as folder:
+        (folder / "private").touch(mode=0o600)
         (folder / "a").write_text("first")
     with pytest.raises(RuntimeError, match="stop"), replacing_folder(target) as folder:
         (folder / "a").write_text("half")
         raise RuntimeError("stop")
     assert (target / "a").read_text() == "first"
+    assert stat.S_IMODE((target / "private").stat().st_mode) == 0o644
     with replacing_folder(target) as folder:
         (folder / "b").write_text("second")
     assert [p.name for p in target.iterdir()] == ["b"]

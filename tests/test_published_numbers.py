@@ -154,6 +154,16 @@ def test_plane_against_the_published_network() -> None:
     assert said == pytest.approx(found, abs=0.0501)
 
 
+def test_plane_with_fewer_events() -> None:
+    models = recorded("reconstruction")["plane_152k"]["models"]
+    said = quoted(r"the windows found ([\d.]+) and ([\d.]+) % against ([\d.]+) and ([\d.]+) %")
+    found = [
+        100 * models[name]["efficiency"][mass]["window"]["30"]["value"]
+        for name in ("cascade", "barman2025") for mass in ("chi20", "chi10")
+    ]  # fmt: skip
+    assert said == pytest.approx(found, abs=0.0501)
+
+
 def test_masses_with_background() -> None:
     found = recorded("with_background")
     rates, share = (found["methods"][name] for name in ("expected rates", "unknown share"))
