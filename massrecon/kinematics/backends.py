@@ -12,7 +12,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,8 +26,6 @@ Backend = Literal["auto", "numba", "torch"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 CHUNK = 1 << 16
-LEAST_ROWS = 256
-"""Fewer rows are not worth a thread."""
 
 
 def compiled(function: Function) -> Function:
@@ -112,15 +110,18 @@ if importlib.util.find_spec("numba"):
         return compiled_root
 
 
-def in_threads(work: Callable[[slice], object], n: int) -> None:
-    """Calls compiled work, which does not hold the lock of the interpreter, on parts of n rows."""
+@contextmanager
+def threads_of_torch() -> Iterator[int]:
+    """Lends the number of threads that torch may use, which meanwhile computes on one alone.
+
+    Otherwise each of them would ask for as many again.
+    """
     threads = torch.get_num_threads()
-    if threads == 1 or n < 2 * LEAST_ROWS:
-        work(slice(0, n))
-        return
-    step = max(LEAST_ROWS, -(-n // threads))
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, [slice(first, first + step) for first in range(0, n, step)]))
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def choose_backend(backend: Backend, device: torch.device) -> Literal["numba", "torch"]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from massrecon.kinematics import mixture_kernel as kernel
 from massrecon.kinematics import mixture_sums as sums
+from massrecon.kinematics.backends import threads_of_torch
 from massrecon.kinematics.mixture_arrays import ChainNumbers, ChainTables, EventNumbers
 from massrecon.kinematics.mixture_chains import PTMISS, SHARE, ChainBuilder, Objects
 from massrecon.kinematics.mixture_events import DetectedEvents, Plan
@@ -53,15 +54,15 @@ def compiled_posterior(
             [p4[:, plan.pairs[chosen, side], torch.arange(len(rows))] for side, p4 in carried],
         )
 
-    threads = torch.get_num_threads()
-    block = _BLOCK if threads == 1 else _BLOCK // _PARTS
-    groups = mixture.sorter.groups(events, block, by="configurations")
-    if threads == 1:
-        for group in groups:
-            work(group)
-    else:  # kernels do not hold the lock of the interpreter, and events have rows of their own
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, groups))
+    with threads_of_torch() as threads:
+        block = _BLOCK if threads == 1 else _BLOCK // _PARTS
+        groups = mixture.sorter.groups(events, block, by="configurations")
+        if threads == 1:
+            for group in groups:
+                work(group)
+        else:  # kernels do not hold the lock of the interpreter, and events have rows of their own
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(work, groups))
     found = collector.posterior
     kept = slice(None, mixture.options.kept)
     found.log_inside[:, kept] = restricted(found, mixture.region.rows, None)[0][:, kept]

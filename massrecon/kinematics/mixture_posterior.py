@@ -13,7 +13,7 @@ from torch import Tensor
 from massrecon.errors import InputError, ShapeError, unknown_name
 from massrecon.kinematics import mixture_algebra as algebra
 from massrecon.kinematics import mixture_gaussians as kernel
-from massrecon.kinematics.backends import choose_backend, in_threads
+from massrecon.kinematics.backends import choose_backend
 from massrecon.kinematics.mixture_outlier import Outlier
 from massrecon.kinematics.mixture_scheme import MassRegion
 
@@ -200,11 +200,7 @@ class MassPosterior:
         found = mean.new_zeros(len(self), len(grid))
         first, step = float(grid[0]), float((grid[-1] - grid[0]) / (len(grid) - 1))
         heights, means, widths, out = (x.contiguous().numpy() for x in (height, mean, width, found))
-
-        def work(part: slice) -> None:
-            kernel.add_gaussians(heights[part], means[part], widths[part], first, step, out[part])
-
-        in_threads(work, len(self))
+        kernel.add_gaussians(heights, means, widths, first, step, out)
         return found
 
     def cumulative(self, grid: Tensor) -> Tensor:
@@ -281,14 +277,7 @@ def restricted(
     coefficients = [list(row) for row, _, _ in rows]
     forms = np.array([*coefficients, image or coefficients[0]], dtype=float)
     bounds = np.array([[low, high] for _, low, high in rows], dtype=float).reshape(-1, 2)
-
-    def work(part: slice) -> None:
-        kernel.restrict(
-            weights[part], means[part], covariances[part], forms, bounds,
-            found[0, part], found[1, part], found[2, part],
-        )  # fmt: skip
-
-    in_threads(work, len(posterior))
+    kernel.restrict(weights, means, covariances, forms, bounds, found[0], found[1], found[2])
     log_inside, mean, variance = torch.as_tensor(found)
     return log_inside, mean, variance
 
