@@ -262,7 +262,8 @@ def test_the_recipe_is_plain_text_that_follows() -> None:
     assert "slope=4.0" in explorer._recipe.value
 
 
-def test_a_newer_result_is_not_overtaken_by_a_long_work() -> None:
+def held_back(result: float) -> tuple[LineExplorer, threading.Event, threading.Event]:
+    """Makes an explorer whose work at slope 2 waits to be let go, then shows the slope `result`."""
     going, done = threading.Event(), threading.Event()
 
     class SlowAtTwo(LineExplorer):
@@ -272,9 +273,13 @@ def test_a_newer_result_is_not_overtaken_by_a_long_work() -> None:
         def _slow(self, tell: Progress) -> Exploration:
             going.set()
             assert done.wait(10)
-            return explore_line(slope=2.0)
+            return explore_line(slope=result)
 
-    explorer = SlowAtTwo()
+    return SlowAtTwo(), going, done
+
+
+def test_a_newer_result_is_not_overtaken_by_a_long_work() -> None:
+    explorer, going, done = held_back(2.0)
     explorer.slope = 2.0
     assert going.wait(10)
     explorer.slope = 5.0
@@ -286,18 +291,7 @@ def test_a_newer_result_is_not_overtaken_by_a_long_work() -> None:
 
 
 def test_the_error_of_an_overtaken_work_is_not_shown() -> None:
-    going, done = threading.Event(), threading.Event()
-
-    class WrongAtTwo(LineExplorer):
-        def _long_work(self) -> Any:
-            return self._slow if self.slope == 2.0 else None
-
-        def _slow(self, tell: Progress) -> Exploration:
-            going.set()
-            assert done.wait(10)
-            return explore_line(slope=-2.0)
-
-    explorer = WrongAtTwo()
+    explorer, going, done = held_back(-2.0)
     explorer.slope = 2.0
     assert going.wait(10)
     explorer.slope = 5.0

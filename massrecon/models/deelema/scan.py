@@ -93,16 +93,7 @@ def scan_trial_mass(
             masses are equal.
         TopologyError: If the decay has no solvability edge.
     """
-    if len(trial_masses) < _LEAST_POINTS or len(visible) < _LEAST_EVENTS:
-        raise InputError(
-            f"A scan needs {_LEAST_POINTS} trial masses and {_LEAST_EVENTS} events, got "
-            f"{len(trial_masses)} and {len(visible)}."
-        )
-    if n_bootstrap < 2 or len(set(trial_masses)) < len(trial_masses):
-        raise InputError(
-            f"A scan needs trial masses that all differ and 'n_bootstrap' of at least 2, got "
-            f"{sorted(trial_masses)} and {n_bootstrap}."
-        )
+    _refuse_too_little(trial_masses, len(visible), n_bootstrap)
     points = torch.tensor(sorted(trial_masses), dtype=torch.float64)
     found = [smallest_masses(structure, visible, ptmiss, float(m), {}) for m in points]
     values = {name: torch.stack([f[name][0] for f in found]) for name in found[0]}
@@ -131,6 +122,20 @@ def scan_trial_mass(
         replicas=replicas,
         depth=depth,
     )
+
+
+def _refuse_too_little(trial_masses: Sequence[float], n_events: int, n_bootstrap: int) -> None:
+    """Refuses a scan that has no kink or no interval."""
+    if len(trial_masses) < _LEAST_POINTS or n_events < _LEAST_EVENTS:
+        raise InputError(
+            f"A scan needs {_LEAST_POINTS} trial masses and {_LEAST_EVENTS} events, got "
+            f"{len(trial_masses)} and {n_events}."
+        )
+    if n_bootstrap < 2 or len(set(trial_masses)) < len(trial_masses):
+        raise InputError(
+            f"A scan needs trial masses that all differ and 'n_bootstrap' of at least 2, got "
+            f"{sorted(trial_masses)} and {n_bootstrap}."
+        )
 
 
 def _tails(
