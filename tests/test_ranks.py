@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import re
 import signal
 import subprocess
@@ -56,6 +55,13 @@ def run(
     return model, train(model, *events, settings, progress=False, **options)
 
 
+def others() -> list[psutil.Process]:
+    """The other processes of a training that run, without helpers that other tests have left."""
+    command = list(ranks_module.COMMAND)
+    children = psutil.Process().children()
+    return [child for child in children if child.cmdline()[: len(command)] == command]
+
+
 @pytest.fixture(scope="module")
 def sample(toy_events: ToyEvents) -> tuple[Events, Events]:
     events = toy_events(300, seed=51)
@@ -90,7 +96,7 @@ def test_two_processes_give_the_loss_of_one(
     assert seen == [50] * len(shared.records)
     assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["history.json", "training.ckpt"]
     assert not torch.distributed.is_initialized()
-    assert not psutil.Process().children()
+    assert not others()
 
 
 def test_shares_of_a_batch_add_up(sample: tuple[Events, Events]) -> None:
@@ -312,7 +318,7 @@ def test_a_process_that_hangs_is_named_and_nothing_lost(
     if does == "stops":
         stopper.join()
     assert "The same call goes on from the last checkpoint" in str(found.value)
-    assert not psutil.Process().children()
+    assert not others()
     step = torch.load(folder / "training.ckpt", weights_only=True)["step"]
     assert 0 < step < 400
     monkeypatch.undo()
@@ -360,8 +366,8 @@ def when_checkpointed(folder: Path, number: signal.Signals) -> None:
     """Sends a signal to the other processes of a training once it has a checkpoint."""
     while not (folder / "training.ckpt").exists():
         time.sleep(0.05)
-    for child in psutil.Process().children():
-        os.kill(child.pid, number)
+    for other in others():
+        other.send_signal(number)
 
 
 @pytest.mark.slow
