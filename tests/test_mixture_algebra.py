@@ -9,7 +9,7 @@ import torch
 from massrecon.kinematics import mixture_algebra as algebra
 from massrecon.kinematics import mixture_gaussians as kernel
 from massrecon.kinematics.mixture_outlier import Outlier
-from massrecon.kinematics.mixture_posterior import MassPosterior
+from massrecon.kinematics.mixture_posterior import MassPosterior, restricted
 from massrecon.kinematics.mixture_scheme import MassRegion
 
 
@@ -57,6 +57,33 @@ def test_components_outside_the_region_are_drawn_at_its_edge() -> None:
     # the tail 100 GeV = 20 widths away falls within 25 / 100 GeV
     assert 199.5 < float(draws[:, 0].mean()) < 200
     assert abs(float(draws[:, 1].mean()) - 150) < 2.5
+
+
+@pytest.mark.parametrize("n_components", [1, 7, 64, 70])
+def test_compiled_cuts_are_those_of_torch(n_components: int) -> None:
+    """Of components inside, at an edge and far outside, in any number."""
+    pytest.importorskip("numba")
+    generator = torch.Generator().manual_seed(n_components)
+    shape = (3, n_components, 2)
+    mean = torch.tensor([100.0, 50.0]) + 150 * torch.rand(shape, generator=generator).double()
+    root = torch.randn(*shape, 2, generator=generator, dtype=torch.float64)
+    covariance = root @ root.mT * 100 ** torch.rand(shape[:2], generator=generator)[..., None, None]
+    covariance = covariance + 0.5 * torch.eye(2, dtype=torch.float64)
+    log_weight = torch.zeros(shape[:2]).double()
+    log_weight[1, :5] = -torch.inf
+    rows = [((1.0, 0.0), 120.0, 200.0), ((1.0, -1.0), 20.0, torch.inf), ((0.0, 1.0), 60.0, 150.0)]
+    found = restricted(log_weight, mean, covariance, rows)
+    means = list(mean.unbind(-1))
+    entries = [[covariance[..., i, j] for j in range(2)] for i in range(2)]
+    log_p, image, variance = algebra.truncated(means, entries, rows[:2], [rows[2][0]])
+    last = algebra.log_probability(image, variance, [((1.0,), 60.0, 150.0)])
+    there = ~log_weight.isinf()
+    for ours, expected in zip(found, (log_p, image[0], variance[0][0], last), strict=True):
+        torch.testing.assert_close(ours[there], expected[there], rtol=1e-7, atol=1e-7)
+        assert bool((ours[~there] == 0).all())
+    if n_components == 70:  # all kinds are there
+        assert float(last.max()) > -1e-6
+        assert float(last.min()) < -300
 
 
 def test_compiled_sums_of_components_give_the_tails_of_torch() -> None:

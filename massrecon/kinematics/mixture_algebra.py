@@ -14,6 +14,7 @@ from torch import Tensor
 
 Matrix = list[list[Tensor]]
 _FAR = 25.0  # standard deviations outside a bound from which the tail is an exponential
+_FARTHEST = 36.0  # beyond it probabilities are no normal numbers
 _INFINITE = 1e7  # a bound that is not there
 _LEAST = 1e-300
 
@@ -162,7 +163,7 @@ def _cut(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     far = torch.maximum(alpha, -beta)
     is_far = far > _FAR
     distance = far.clamp_min(_FAR)
-    a, b = alpha.clamp(-_FAR, _FAR), beta.clamp(-_FAR, _FAR)
+    a, b = alpha.clamp(-_FARTHEST, _FARTHEST), beta.clamp(-_FARTHEST, _FARTHEST)
     inside, phi_a, phi_b = _between(a, b), _density(a), _density(b)
     log_tail = -0.5 * distance * distance - (distance * math.sqrt(2 * math.pi)).log()
     shift = (phi_a - phi_b) / inside

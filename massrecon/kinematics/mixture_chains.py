@@ -71,6 +71,15 @@ class Objects:
         width = table.ptmiss_width(sum_pt)
         return cls(parts, tuple(kinds), ptmiss.T.contiguous(), resolution, width)
 
+    def padded(self, multiple: int) -> Objects:
+        """Repeats the last event until their number is a multiple of one."""
+        missing = -len(self.ptmiss_width) % multiple
+        given = (self.p4, self.ptmiss, self.resolution, self.ptmiss_width)
+        p4, ptmiss, resolution, width = (
+            torch.cat([x, x[..., -1:].expand(*x.shape[:-1], missing)], -1) for x in given
+        )
+        return Objects(p4, self.kinds, ptmiss, resolution, width)
+
     def traits(self, at: slice) -> Tensor:
         """Returns the `TRAITS` of some objects, shape ``(T, k, N)``."""
         px, py, pz, _ = self.p4[:, at]

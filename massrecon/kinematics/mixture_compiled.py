@@ -22,9 +22,9 @@ from massrecon.kinematics.mixture_parameters import BARE, FLOOR, ChainResponse
 from massrecon.kinematics.mixture_posterior import (
     MassPosterior,
     PosteriorCollector,
-    restricted,
+    log_inside_of,
 )
-from massrecon.kinematics.vector_rows import LANES
+from massrecon.kinematics.vector_rows import LANES, VECTOR
 
 if TYPE_CHECKING:
     from massrecon.kinematics.mixture import KinematicMixture
@@ -65,7 +65,8 @@ def compiled_posterior(
                 list(pool.map(work, groups))
     found = collector.posterior
     kept = slice(None, mixture.options.kept)
-    found.log_inside[:, kept] = restricted(found, mixture.region.rows, None)[0][:, kept]
+    inside = log_inside_of(found.log_weight, found.mean, found.covariance, mixture.region.rows)
+    found.log_inside[:, kept] = inside[:, kept]
     collector.normalise()
     return found
 
@@ -80,6 +81,7 @@ def _information(
     m = len(mixture.scheme.names)
     n_blocks, size = -(-len(objects.ptmiss_width) // LANES), m * (m + 1) // 2 + m + 1
     out, first = np.empty((n_blocks, plan.n_configurations, size * LANES)), 0
+    objects = objects.padded(VECTOR)  # their numbers go where nothing is read
     seen = _event_numbers(mixture, plan.builders[0], objects)
     for side, builder in enumerate(plan.builders):
         if side not in numbers:

@@ -193,7 +193,7 @@ class EventSorter:
             width = len(plan.pairs) if by == "hypotheses" else plan.n_configurations
             step = max(1, min(size // width, most_events or size))
             for at in rows.split(step):
-                p4 = _leading(events[at], dict(zip(kinds, number, strict=True)))
+                p4 = _leading(events, at, dict(zip(kinds, number, strict=True)))
                 objects = Objects.of(
                     p4, plan.assignments.kinds, events.ptmiss[at], sum_pt[at], self.response
                 )
@@ -239,12 +239,15 @@ def _hypotheses(
     return torch.cat(found)
 
 
-def _leading(events: DetectedEvents, counts: Mapping[str, int]) -> Tensor:
-    """Returns the first present objects of each kind, shape ``(N, K, 4)``."""
-    found = []
+def _leading(events: DetectedEvents, rows: Tensor, counts: Mapping[str, int]) -> Tensor:
+    """Returns the first present objects of each kind of some events, shape ``(N, K, 4)``."""
+    p4, present, found = events.p4[rows], events.present[rows], []
     for kind, count in counts.items():
         slots = [i for i, k in enumerate(events.kinds) if k == kind]
-        absent = (~events.present[:, slots]).to(torch.int8)
+        if bool(present[:, slots[:count]].all()):
+            found.append(p4[:, slots[:count]])
+            continue
+        absent = (~present[:, slots]).to(torch.int8)
         order = absent.argsort(dim=1, stable=True)[:, :count]
-        found.append(events.p4[:, slots].gather(1, order.unsqueeze(-1).expand(-1, -1, 4)))
+        found.append(p4[:, slots].gather(1, order.unsqueeze(-1).expand(-1, -1, 4)))
     return torch.cat(found, 1)

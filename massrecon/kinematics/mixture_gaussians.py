@@ -10,14 +10,17 @@ import numpy as np
 from massrecon.kinematics.backends import compiled, fused
 from massrecon.kinematics.mixture_linear import invert
 from massrecon.kinematics.vector_math import exp, log, tail
+from massrecon.kinematics.vector_rows import rounded
 
 Array = np.ndarray
 _FAR = 25.0  # as in mixture_algebra
-_FARTHEST = 36.0  # beyond it probabilities are no normal numbers
+_FARTHEST = 36.0  # as in mixture_algebra
 _LEAST = 1e-300
 _CERTAIN = 6.0  # standard deviations: the bound does not matter
 _LANES = 64  # components at a time
 _REACH = 6.0  # standard deviations: a Gaussian ends here on a grid
+EDGE = -300.0
+"""Log of the part inside below which a Gaussian counts as its edge."""
 
 
 class Stage(NamedTuple):
@@ -30,6 +33,8 @@ class Stage(NamedTuple):
         covariance: Of the linear forms, ``(F F, lanes)``.
         cut: What one bound does, four rows: log of the probability, change of the mean and of the
             variance over the width, and sums of the logs, ``(4 lanes,)``.
+        near: Lanes that a bound matters to, ``(lanes,)``.
+        packed: Their means and variances, and what the bound does, ``(5 lanes,)``.
     """
 
     component: Array
@@ -37,19 +42,20 @@ class Stage(NamedTuple):
     mean: Array
     covariance: Array
     cut: Array
+    near: Array
+    packed: Array
 
 
 @fused
-def cut_all(mean: Array, variance: Array, low: float, high: float, cut: Array, n: int) -> None:
-    """Cuts n Gaussians at two bounds: P(low < x < high), mean, and how much the variance shrinks.
+def cut_all(given: Array, low: float, high: float, n: int) -> None:
+    """Fills rows 2 to 4 of `given` with what two bounds do to the Gaussians of the first two.
 
-    A bound more than `_CERTAIN` standard deviations away does not matter; where both are on one
-    side by more than `_FAR` of them, the leading terms in 1 / distance are taken.
+    Where both bounds are on one side by more than `_FAR` standard deviations, the leading terms in
+    1 / distance are taken.
     """
     for a in range(n):
-        inverse = 1.0 / math.sqrt(max(variance[a], 1e-6))
-        alpha, beta = (low - mean[a]) * inverse, (high - mean[a]) * inverse
-        certain = (alpha < -_CERTAIN) & (beta > _CERTAIN)
+        inverse = 1.0 / math.sqrt(given[_LANES + a])
+        alpha, beta = (low - given[a]) * inverse, (high - given[a]) * inverse
         far = max(max(alpha, -beta), 1.0)
         is_far = far > _FAR
         from_far = 1.0 / far
@@ -65,9 +71,29 @@ def cut_all(mean: Array, variance: Array, low: float, high: float, cut: Array, n
         log_inside = log(far * 2.5066282746310002 if is_far else inside)
         log_inside = -0.5 * far * far - log_inside if is_far else log_inside
         shift, shrink = edge if is_far else shift, 1.0 - from_far * from_far if is_far else shrink
-        cut[a] = 0.0 if certain else log_inside
-        cut[_LANES + a] = 0.0 if certain else shift * inverse
-        cut[2 * _LANES + a] = 0.0 if certain else shrink * inverse * inverse
+        given[2 * _LANES + a] = log_inside
+        given[3 * _LANES + a] = shift * inverse
+        given[4 * _LANES + a] = shrink * inverse * inverse
+
+
+@fused
+def cut_near(mean: Array, variance: Array, bound: Array, stage: Stage, n: int) -> None:
+    """Cuts n Gaussians, as `cut_all`, into the first three rows of `Stage.cut`.
+
+    Those whose bounds are more than `_CERTAIN` standard deviations away are left as they are.
+    """
+    low, high, count, cut, packed = bound[0], bound[1], 0, stage.cut, stage.packed
+    for a in range(n):
+        cut[a] = cut[_LANES + a] = cut[2 * _LANES + a] = 0.0
+        inside, square = min(mean[a] - low, high - mean[a]), max(variance[a], 1e-6)
+        stage.near[count] = a
+        packed[count], packed[_LANES + count] = mean[a], square
+        count += 0 if (inside > 0.0) & (inside * inside > _CERTAIN * _CERTAIN * square) else 1
+    cut_all(packed, low, high, rounded(count))
+    for t in range(count):
+        a = stage.near[t]
+        for x in range(0, 3 * _LANES, _LANES):
+            cut[x + a] = packed[2 * _LANES + x + t]
 
 
 @fused
@@ -115,10 +141,10 @@ def sweep(stage: Stage, bounds: Array, n: int) -> None:
     """Puts one bound after the other on the forms, and adds up the logs of the probability."""
     n_forms, cut, covariance = len(stage.mean), stage.cut, stage.covariance
     total = cut[3 * _LANES :]
-    total[:n] = 0.0
+    total[:] = 0.0
     for k in range(len(bounds)):
         own = covariance[k * n_forms + k]
-        cut_all(stage.mean[k], own, bounds[k, 0], bounds[k, 1], cut, n)
+        cut_near(stage.mean[k], own, bounds[k], stage, n)
         add_row(total, cut, 1.0, n)
         for i in range(k + 1, n_forms):
             by = covariance[i * n_forms + k]
@@ -141,14 +167,7 @@ def fill_stage(stage: Stage, lane: int, a: int, mean: Array, covariance: Array) 
 
 @compiled
 def restrict(
-    log_weight: Array,
-    mean: Array,
-    covariance: Array,
-    forms: Array,
-    bounds: Array,
-    log_inside: Array,
-    image_mean: Array,
-    image_variance: Array,
+    log_weight: Array, mean: Array, covariance: Array, forms: Array, bounds: Array, found: Array
 ) -> None:
     """Restricts all components, see `massrecon.kinematics.mixture_algebra.truncated`.
 
@@ -156,21 +175,23 @@ def restrict(
         log_weight: Components of -inf are left out ``(N, A)``.
         mean: ``(N, A, M)``.
         covariance: ``(N, A, M, M)``.
-        forms: Coefficients of the conditions, and last of the image ``(rows + 1, M)``.
-        bounds: Bounds of the conditions ``(rows, 2)``.
-        log_inside: Log of the probability of the conditions ``(N, A)``.
-        image_mean: Mean of the image under them ``(N, A)``.
-        image_variance: Its variance ``(N, A)``.
+        forms: Coefficients of the conditions ``(rows, M)``.
+        bounds: Their bounds ``(rows, 2)``.
+        found: Log of the probability of all conditions but the last; mean and variance of its form
+            under these; log of its own probability then, ``(4, N, A)``.
     """
     (n_forms, m), n_components = forms.shape, mean.shape[1]
     stage = Stage(
         np.empty(_LANES, np.int64),
-        np.empty((m + m * m, _LANES)),
-        np.empty((n_forms, _LANES)),
-        np.empty((n_forms * n_forms, _LANES)),
+        np.zeros((m + m * m, _LANES)),
+        np.zeros((n_forms, _LANES)),
+        np.zeros((n_forms * n_forms, _LANES)),
         np.empty(4 * _LANES),
+        np.empty(_LANES, np.int64),
+        np.zeros(5 * _LANES),
     )
     last = n_forms - 1
+    mean_of_last, variance_of_last = stage.mean[last], stage.covariance[last * n_forms + last]
     for n in range(len(mean)):
         lane = 0
         for a in range(n_components):
@@ -178,13 +199,15 @@ def restrict(
                 fill_stage(stage, lane, a, mean[n], covariance[n])
                 lane += 1
             if lane == _LANES or (lane > 0 and a == n_components - 1):
-                map_forms(forms, stage, lane)
-                sweep(stage, bounds, lane)
+                map_forms(forms, stage, rounded(lane))
+                sweep(stage, bounds[:last], lane)
+                cut_near(mean_of_last, variance_of_last, bounds[last], stage, lane)
                 for t in range(lane):
                     at = stage.component[t]
-                    log_inside[n, at] = stage.cut[3 * _LANES + t]
-                    image_mean[n, at] = stage.mean[last, t]
-                    image_variance[n, at] = stage.covariance[last * n_forms + last, t]
+                    found[0, n, at] = stage.cut[3 * _LANES + t]
+                    found[1, n, at] = mean_of_last[t]
+                    found[2, n, at] = variance_of_last[t]
+                    found[3, n, at] = stage.cut[t]
                 lane = 0
 
 
@@ -223,33 +246,46 @@ def add_up_components(
 def start_all(x: Array, h: Array, value: Array, ratio: Array, factor: Array, n: int) -> None:
     """Starts n Gaussians at x standard deviations from their means, in steps of h of them.
 
-    The next value follows from the last one and their ratio, which changes by a constant factor.
+    `value` is their log height at first. The next value follows from the last one and their ratio,
+    which changes by a constant factor.
     """
     for a in range(n):
-        value[a] *= exp(-0.5 * x[a] * x[a])
+        value[a] = h[a] * exp(value[a] - 0.5 * x[a] * x[a])
         ratio[a] = exp(-h[a] * (x[a] + 0.5 * h[a]))
         factor[a] = exp(-h[a] * h[a])
 
 
 @compiled
 def add_gaussians(
-    height: Array, mean: Array, width: Array, first: float, step: float, out: Array
+    log_weight: Array,
+    log_inside: Array,
+    mean: Array,
+    variance: Array,
+    first: float,
+    step: float,
+    out: Array,
 ) -> None:
-    """Adds Gaussians ``(N, A)`` on an even grid ``(N, G)``, by recurrence over its points."""
+    """Adds Gaussians ``(N, A)`` on an even grid ``(N, G)``, by recurrence over its points.
+
+    They have the weight of their parts inside, whose log is `log_inside`; those with less than
+    `EDGE` there are left out.
+    """
     n_points, n_components = out.shape[1], mean.shape[1]
-    start, stop = np.empty(n_components, np.int64), np.empty(n_components, np.int64)
-    x, h, value, ratio, factor = np.empty((5, n_components))
+    log_norm = -math.log(math.sqrt(2.0 * math.pi) * step)
+    start, stop = np.empty((2, n_components), np.int64)
+    x, h, value, ratio, factor = np.zeros((5, rounded(n_components)))
     for n in range(len(mean)):
         count = 0
         for a in range(n_components):
-            inverse = 1.0 / width[n, a]
+            inverse = 1.0 / math.sqrt(variance[n, a])
             at, by = (first - mean[n, a]) * inverse, step * inverse
             begin = max(0, math.ceil((-_REACH - at) / by))
             end = min(n_points, math.floor((_REACH - at) / by) + 1)
-            start[count], stop[count] = begin, end
-            x[count], h[count], value[count] = at + begin * by, by, height[n, a]
-            count += 1 if (begin < end) & (height[n, a] > 0.0) else 0
-        start_all(x, h, value, ratio, factor, count)
+            there = (log_inside[n, a] > EDGE) & (log_weight[n, a] > -np.inf)
+            start[count], stop[count], x[count], h[count] = begin, end, at + begin * by, by
+            value[count] = log_weight[n, a] - log_inside[n, a] + log_norm
+            count += 1 if (begin < end) & there else 0
+        start_all(x, h, value, ratio, factor, rounded(count))
         for a in range(count):
             v, r, f = value[a], ratio[a], factor[a]
             for g in range(start[a], stop[a]):

@@ -27,7 +27,6 @@ _STEP = 2.5  # of the grid on which summaries are computed [GeV]
 _FINER = 2  # points at which the density is taken between two of them
 _TINY = -50.0  # least exponent: products of denormal numbers are slow
 _NONE = -1e4  # log of no weight at all
-_EDGE = -300.0  # log of the part inside below which a Gaussian counts as its edge
 _CHUNK = 2**19  # numbers at a time
 _ROUNDS = 40
 _SWEEPS = 10
@@ -91,7 +90,7 @@ class MassPosterior:
                 f"'masses' should have shape (..., {shape[0]}, {shape[1]}), got "
                 f"{tuple(masses.shape)}: one row for each event, ordered {', '.join(self.names)}."
             )
-        inverse, log_det = algebra.invert(self._entries())
+        inverse, log_det = algebra.invert(_entries(self.covariance))
         x = list(masses.unsqueeze(-2).unbind(-1))
         density = algebra.log_normal_density(x, list(self.mean.unbind(-1)), inverse, -log_det)
         total = torch.logsumexp(self.log_weight + density - self.log_inside, -1)
@@ -135,34 +134,33 @@ class MassPosterior:
         own = [float(i == at) for i in range(len(self.names))]
         low, high = self.region.low[at], self.region.high[at]
         others = [row for row in self.region.rows if list(row[0]) != own]
-        mean, variance = self._image(others, own)
-        region = MassRegion((low,), (high,))
-        found = MassPosterior(
+        mean, variance, log_inside = self._last_of([*others, (own, low, high)])
+        return MassPosterior(
             (name,),
-            region,
+            MassRegion((low,), (high,)),
             self.log_weight,
             mean.unsqueeze(-1),
             variance[..., None, None],
-            torch.zeros_like(mean),
+            log_inside,
             self.log_evidence,
         )
-        found.log_inside.copy_(found.log_probability(region.rows))
-        return found
 
-    def log_probability(self, rows: Sequence[algebra.Row]) -> Tensor:
-        """Computes the log of the part of each Gaussian that fulfils conditions, ``(N, A)``."""
-        if choose_backend("auto", self.mean.device) == "numba":
-            return restricted(self, rows, None)[0]
-        return algebra.log_probability(list(self.mean.unbind(-1)), self._entries(), rows)
+    def _last_of(self, rows: Sequence[algebra.Row]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns mean and variance of the last of some linear forms of the masses, ``(N, A)``.
 
-    def _image(self, rows: Sequence[algebra.Row], form: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Returns mean and variance of a linear form of the masses under some conditions."""
+        They are those under the conditions on the others, of each Gaussian; third comes the log of
+        the probability of the last condition then.
+        """
         if choose_backend("auto", self.mean.device) == "numba":
-            _, mean, variance = restricted(self, rows, form)
-            return mean, torch.where(self.log_weight.isinf(), 1.0, variance)
+            _, mean, variance, inside = restricted(
+                self.log_weight, self.mean, self.covariance, rows
+            )
+            return mean, variance.masked_fill_(self.log_weight.isinf(), 1.0), inside
+        *others, (form, low, high) = rows
         means = list(self.mean.unbind(-1))
-        _, image, cov = algebra.truncated(means, self._entries(), rows, [form])
-        return image[0], cov[0][0]
+        _, mean, variance = algebra.truncated(means, _entries(self.covariance), others, [form])
+        own = [((1.0,), low, high)]
+        return mean[0], variance[0][0], algebra.log_probability(mean, variance, own)
 
     def density(self, grid: Tensor) -> Tensor:
         """Computes the density [1/GeV] of a single mass on a grid ``(G,)``, shape ``(N, G)``.
@@ -172,12 +170,13 @@ class MassPosterior:
         Raises:
             InputError: If there is more than one mass: take a `marginal` first.
         """
-        mean, width = self._single()
+        self._refuse_several()
         inside = self.region.contains(grid.unsqueeze(-1))
         steps = grid.diff()
         even = len(grid) > 2 and bool((steps - steps[0]).abs().max() < 1e-4 * steps[0])
-        if even and choose_backend("auto", mean.device) == "numba":
+        if even and choose_backend("auto", self.mean.device) == "numba":
             return (self._even_density(grid) * inside).to(grid.dtype)
+        mean, width = self._single()
         middle = (self.region.low[0] + self.region.high[0]) / 2
         scale = (1 / (math.sqrt(2) * width)).to(grid.dtype)
         start = ((middle - mean) / (math.sqrt(2) * width)).to(grid.dtype)
@@ -194,13 +193,10 @@ class MassPosterior:
 
     def _even_density(self, grid: Tensor) -> Tensor:
         """Computes the density on an even grid, leaving out what only reaches in from afar."""
-        mean, width = self._single()
-        height = (self.log_weight - self.log_inside).where(self.log_inside > _EDGE, -math.inf)
-        height = height.exp() / (math.sqrt(2 * math.pi) * width)
-        found = mean.new_zeros(len(self), len(grid))
+        found = self.mean.new_zeros(len(self), len(grid))
         first, step = float(grid[0]), float((grid[-1] - grid[0]) / (len(grid) - 1))
-        heights, means, widths, out = (x.contiguous().numpy() for x in (height, mean, width, found))
-        kernel.add_gaussians(heights, means, widths, first, step, out)
+        given = (self.log_weight, self.log_inside, self.mean[..., 0], self.covariance[..., 0, 0])
+        kernel.add_gaussians(*(x.contiguous().numpy() for x in given), first, step, found.numpy())
         return found
 
     def cumulative(self, grid: Tensor) -> Tensor:
@@ -212,7 +208,7 @@ class MassPosterior:
         mean, width = self._single()
         low, high = self.region.low[0], self.region.high[0]
         # a Gaussian that only reaches in with its far tail lies at the edge
-        share, far = self.log_weight.exp(), self.log_inside < _EDGE
+        share, far = self.log_weight.exp(), self.log_inside < kernel.EDGE
         at_low, at_high = ((share * (far & side)).sum(1) for side in (mean < low, mean > high))
         weight = (self.log_weight - self.log_inside).where(~far, -math.inf).exp()
         x = torch.cat([grid.clamp(low, high), grid.new_tensor([low])])
@@ -227,11 +223,14 @@ class MassPosterior:
         edges = at_low[:, None] * (grid > low) + at_high[:, None] * (grid >= high)
         return (torch.cat(chunks) + edges).clamp(0, 1)
 
-    def _single(self) -> tuple[Tensor, Tensor]:
+    def _refuse_several(self) -> None:
         if len(self.names) != 1:
             raise InputError(
                 f"This posterior is one of {', '.join(self.names)}: take a 'marginal' first."
             )
+
+    def _single(self) -> tuple[Tensor, Tensor]:
+        self._refuse_several()
         return self.mean[..., 0], self.covariance[..., 0, 0].sqrt()
 
     @property
@@ -253,9 +252,11 @@ class MassPosterior:
         entropy = -(weight * self.log_weight.clamp_min(-100)).sum(1)
         return torch.stack([*columns, self.log_evidence, entropy], 1)
 
-    def _entries(self) -> algebra.Matrix:
-        n = len(self.names)
-        return [[self.covariance[..., i, j] for j in range(n)] for i in range(n)]
+
+def _entries(covariance: Tensor) -> algebra.Matrix:
+    """Lists the entries of matrices ``(..., M, M)``."""
+    n = covariance.shape[-1]
+    return [[covariance[..., i, j] for j in range(n)] for i in range(n)]
 
 
 def summary_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -265,21 +266,29 @@ def summary_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def restricted(
-    posterior: MassPosterior, rows: Sequence[algebra.Row], image: Sequence[float] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Restricts all components; returns log probability, and mean and variance of an image.
+    log_weight: Tensor, mean: Tensor, covariance: Tensor, rows: Sequence[algebra.Row]
+) -> Tensor:
+    """Restricts all components by a compiled kernel, shape ``(4, N, A)``; -inf weights get 0.
 
-    Components without weight get 0.
+    Log of the probability of all conditions but the last; mean and variance of its form under
+    these; log of its own probability then.
     """
-    given = (posterior.log_weight, posterior.mean, posterior.covariance)
-    weights, means, covariances = (x.contiguous().numpy() for x in given)
-    found = np.zeros((3, *posterior.log_weight.shape))
-    coefficients = [list(row) for row, _, _ in rows]
-    forms = np.array([*coefficients, image or coefficients[0]], dtype=float)
-    bounds = np.array([[low, high] for _, low, high in rows], dtype=float).reshape(-1, 2)
-    kernel.restrict(weights, means, covariances, forms, bounds, found[0], found[1], found[2])
-    log_inside, mean, variance = torch.as_tensor(found)
-    return log_inside, mean, variance
+    weights, means, covariances = (x.contiguous().numpy() for x in (log_weight, mean, covariance))
+    found = torch.zeros(4, *log_weight.shape, dtype=log_weight.dtype)
+    forms = np.array([list(row) for row, _, _ in rows], dtype=float)
+    bounds = np.array([[low, high] for _, low, high in rows], dtype=float)
+    kernel.restrict(weights, means, covariances, forms, bounds, found.numpy())
+    return found
+
+
+def log_inside_of(
+    log_weight: Tensor, mean: Tensor, covariance: Tensor, rows: Sequence[algebra.Row]
+) -> Tensor:
+    """Computes the log of the part of each component that fulfils all conditions, ``(N, A)``."""
+    if choose_backend("auto", mean.device) == "numba":
+        found = restricted(log_weight, mean, covariance, rows)
+        return found[0] + found[3]
+    return algebra.log_probability(list(mean.unbind(-1)), _entries(covariance), rows)
 
 
 def _weighted_sums(
@@ -470,8 +479,9 @@ class PosteriorCollector:
             entries = [list(row) for row in covariance.permute(2, 3, 1, 0)]
             precision, _ = algebra.invert(entries)
             mean, covariance = self.outlier.tails(share.T, list(mean.permute(2, 1, 0)), precision)
-        log_inside = algebra.log_probability(mean, covariance, to.region.rows)
-        to.log_inside[:, tails] = log_inside.T
         to.mean[:, tails] = torch.stack([x.T.expand(-1, self.outlier.n_tails) for x in mean], -1)
         stacked = torch.stack([torch.stack(row, -1) for row in covariance], -2)
         to.covariance[:, tails] = stacked.transpose(0, 1)
+        to.log_inside[:, tails] = log_inside_of(
+            to.log_inside[:, tails], to.mean[:, tails], to.covariance[:, tails], to.region.rows
+        )

@@ -46,6 +46,7 @@ class Sum(NamedTuple):
 
     Attributes:
         total: Sums of the information, E rows.
+        part: Sums over all chains but the last, likewise.
         block: Log weights, means and covariances, 1 + M + M M rows.
         mean: ``(M,)``.
         covariance: ``(M, M)``.
@@ -60,6 +61,7 @@ class Sum(NamedTuple):
     """
 
     total: Array
+    part: Array
     block: Array
     mean: Array
     covariance: Array
@@ -163,44 +165,52 @@ def fill_score(score: Array, block: Array, bounds: Array, n: int) -> None:
 
 
 @fused
-def score_one(score: Array, total: Array, choice: Choice, n: int) -> None:
+def score_one(score: Array, one: Array, other: Array, choice: Choice, n: int) -> None:
     """Fills scores for a single mass, with `compute` and `fill_score` in one step."""
     power, low, high = choice.power, choice.bounds[0], choice.bounds[1]
     for t in range(n):
-        p, u = total[t], total[LANES + t]
+        p, u = one[t] + other[t], one[LANES + t] + other[LANES + t]
+        log_weight = one[2 * LANES + t] + other[2 * LANES + t]
         mean = u / p
         d = max(max(low - mean, mean - high), 0.0)
         distance = u * mean - single_log(np.float32(p))
-        found = power * (total[2 * LANES + t] + 0.5 * distance) - 0.5 * d * d * p
+        found = power * (log_weight + 0.5 * distance) - 0.5 * d * d * p
         score[t] = found if p > 0.0 else -math.inf
 
 
 @fused
-def score_two(score: Array, total: Array, choice: Choice, n: int) -> None:
+def score_two(score: Array, one: Array, other: Array, choice: Choice, n: int) -> None:
     """Fills scores for two masses, with `compute` and `fill_score` in one step."""
     power, (low, high) = choice.power, (choice.bounds[0], choice.bounds[1])
     low_other, high_other = choice.bounds[2], choice.bounds[3]
     for t in range(n):
-        p, q, o = total[t], total[LANES + t], total[2 * LANES + t]
-        u, v = total[3 * LANES + t], total[4 * LANES + t]
+        p, q = one[t] + other[t], one[LANES + t] + other[LANES + t]
+        o, u = one[2 * LANES + t] + other[2 * LANES + t], one[3 * LANES + t] + other[3 * LANES + t]
+        v = one[4 * LANES + t] + other[4 * LANES + t]
+        log_weight = one[5 * LANES + t] + other[5 * LANES + t]
         det = p * o - q * q
         inverse = 1.0 / det
         x, y = (o * u - q * v) * inverse, (p * v - q * u) * inverse
         distance = u * x + v * y - single_log(np.float32(det))
         d, e = max(max(low - x, x - high), 0.0), max(max(low_other - y, y - high_other), 0.0)
         outside = np.float32(d * d * det) / np.float32(o) + np.float32(e * e * det) / np.float32(p)
-        found = power * (total[5 * LANES + t] + 0.5 * distance) - 0.5 * outside
+        found = power * (log_weight + 0.5 * distance) - 0.5 * outside
         score[t] = found if det > 0.0 else -math.inf
 
 
 @fused
-def fill_scores(score: Array, choice: Choice, to: Sum, n: int) -> None:
-    """Fills the scores of n hypotheses from their sums, the logarithm in single precision."""
+def fill_scores(score: Array, one: Array, other: Array, choice: Choice, to: Sum, n: int) -> None:
+    """Fills the scores of n hypotheses from two parts of their sums.
+
+    The logarithm is in single precision for one or two masses.
+    """
     if len(to.mean) == 1:
-        score_one(score, to.total, choice, n)
+        score_one(score, one, other, choice, n)
     elif len(to.mean) == 2:
-        score_two(score, to.total, choice, n)
+        score_two(score, one, other, choice, n)
     else:
+        vector_rows.copy(to.total, one, len(to.total))
+        vector_rows.add(to.total, other, 1.0, len(to.total))
         compute(choice, to, n)
         fill_score(score, to.block, choice.bounds, n)
 
@@ -216,12 +226,16 @@ def take_larger(best: Array, score: Array, n: int) -> None:
 def score_all(information: Array, rows: Array, choice: Choice, to: Sum, n: int) -> None:
     """Scores all hypotheses for a block of n events."""
     vector_rows.fill(to.best, -np.inf, n)
+    last = len(rows) - 1
     for a in range(rows.shape[1]):
-        vector_rows.copy(to.total, information[rows[0, a]], len(to.total))
-        for s in range(1, len(rows)):
-            vector_rows.add(to.total, information[rows[s, a]], 1.0, len(to.total))
-        score = to.scores[a * LANES :]
-        fill_scores(score, choice, to, n)
+        score, other = to.scores[a * LANES :], information[rows[last, a]]
+        if last == 1:
+            fill_scores(score, information[rows[0, a]], other, choice, to, n)
+        else:
+            vector_rows.fill(to.part, 0.0, len(to.part))
+            for s in range(last):
+                vector_rows.add(to.part, information[rows[s, a]], 1.0, len(to.part))
+            fill_scores(score, to.part, other, choice, to, n)
         take_larger(to.best, score, n)
 
 
@@ -259,7 +273,7 @@ def look_closer(information: Array, rows: Array, event: int, choice: Choice, to:
     for first in range(0, count, LANES):
         n = min(LANES, count - first)
         gather(information, rows, event, found[first:], n, to.total)
-        compute(choice, to, n)
+        compute(choice, to, vector_rows.rounded(n))  # what comes beyond n is not looked at
         fill_score(to.found_scores[first:], to.block, choice.bounds, n)
         for x in range(len(to.gaussians)):
             vector_rows.copy(to.gaussians[x, first:], to.block[x * LANES :], n)
@@ -398,6 +412,7 @@ def sum_hypotheses(
     size = 1 + m + m * m
     to = Sum(
         total=np.empty(information.shape[2]),
+        part=np.empty(information.shape[2]),
         block=np.empty(size * LANES),
         mean=np.empty(m),
         covariance=np.empty((m, m)),
@@ -412,7 +427,7 @@ def sum_hypotheses(
     for block in range(len(information)):
         first = block * LANES
         n = min(LANES, len(events) - first)
-        score_all(information[block], rows, choice, to, n)
+        score_all(information[block], rows, choice, to, vector_rows.rounded(n))
         find(choice, to, rows.shape[1], n)
         for t in range(n):
             look_closer(information[block], rows, t, choice, to)

@@ -15,7 +15,15 @@ from massrecon.kinematics.backends import fused
 from massrecon.kinematics.vector_math import log
 
 Array = np.ndarray
-LANES = 16
+LANES = 64
+VECTOR = 8
+"""Most numbers that processors take at once; a rest of them would be taken one by one."""
+
+
+@fused
+def rounded(n: int) -> int:
+    """Rounds a number of lanes up, so that there is no rest."""
+    return (n + VECTOR - 1) // VECTOR * VECTOR
 
 
 @fused
