@@ -31,7 +31,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "toys": (),
     "store": ("200000",),
     "kinematics": ("--events", "0", "--batch", "20000"),
-    "mixture": ("--events", "300"),
+    "mixture": ("--events", "1000"),
     "models": ("training", "steps", "draws"),
     "devices": (),
     "combination": ("speed",),

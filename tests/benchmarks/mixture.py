@@ -119,7 +119,7 @@ def report_speed(mixture: KinematicMixture, events: DetectedEvents, parameters: 
         f"kinematic mixture, {parameters} parameters, compiled",
         alone["numba"] / alone["torch"],
         "the same in torch",
-        note=f"{1e3 * alone['numba']:.2f} ms for each event",
+        note=f"{1e6 * alone['numba']:.0f} µs for each event",
     )
 
 
