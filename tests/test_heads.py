@@ -90,7 +90,7 @@ def test_draws_belong_to_seed_event_and_number(name: str) -> None:
         torch.testing.assert_close(cut, whole, rtol=1e-3, atol=1e-3)
     draws = Draws.of_block(3, slice(0, 2), slice(4, 7), context.device)
     with torch.no_grad():
-        fewer = head._draw(context[4:], draws, None, head.check_sampling(2, None, None, 1))
+        fewer = head.draw_block(context[4:], draws, None, head.check_sampling(2, None, None, 1))
     torch.testing.assert_close(fewer, whole[:2, 4:], rtol=1e-3, atol=1e-3)
 
 

@@ -42,7 +42,7 @@ def test_the_density_on_a_product_of_axes_is_that_of_its_points() -> None:
     with torch.no_grad():
         found = head.log_prob_on_grid(axes, context)
         points = torch.cartesian_prod(*axes)
-        expected = head._log_prob(points.unsqueeze(1).expand(-1, 4, -1), context)
+        expected = head.log_density(points.unsqueeze(1).expand(-1, 4, -1), context)
     assert found.shape == (4, 7, 6, 5)
     torch.testing.assert_close(found.flatten(1), expected.T)
     assert bool(found.isinf().any())  # where the ceiling cuts

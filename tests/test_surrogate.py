@@ -302,7 +302,7 @@ def test_components_that_are_not_there_stay_noise_and_change_no_other_event() ->
         context, draws = torch.zeros(60, 2), Draws(1, torch.arange(60), torch.arange(3))
         there = torch.arange(5) < (torch.arange(60) % 4 + 2).unsqueeze(1)
         part = head.draw_where(there, context, draws)
-        whole = head._draw(context, draws, None, "")
+        whole = head.draw_block(context, draws, None, "")
     first = there.expand(3, -1, -1)
     torch.testing.assert_close(part[first], whole[first])
     assert not torch.allclose(part[~first], whole[~first])

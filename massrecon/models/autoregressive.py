@@ -92,9 +92,9 @@ class AutoregressiveHead(Head):
 
     def score(self, x: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
         """Computes the negative log-density of each pair without dropout, ``(N,)``."""
-        return -self._log_prob(x.unsqueeze(0), context)[0]
+        return -self.log_density(x.unsqueeze(0), context)[0]
 
-    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
         return self._density(x, context, None)
 
     def _density(self, x: Tensor, context: Tensor, dropout: Tensor | None) -> Tensor:
@@ -130,7 +130,7 @@ class AutoregressiveHead(Head):
         z, change = spline.call_and_ladj((x - shift) * torch.exp(-stretch))
         return z, change - stretch
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
         shape = (len(draws.draw), len(draws.event), self.n_targets)
         everything = torch.ones(shape[1:], dtype=torch.bool, device=context.device)
         return self.draw_where(everything, context, draws)

@@ -256,7 +256,7 @@ class Barman2025(MassModel):
             n_samples, len(events), batch_size, lambda rows: self._context(prepared, rows)
         ):
             numbers = Draws.of_block(seed, which, rows, self.device)
-            x_0 = self._draw(context, time_shares, numbers, solver, steps)
+            x_0 = self.draw_block(context, time_shares, numbers, solver, steps)
             draws[which, rows] = self.target_scaling.inverse(x_0)
         return draws
 
@@ -265,7 +265,7 @@ class Barman2025(MassModel):
         chunk = {name: t[rows].to(self.device) for name, t in prepared.items()}
         return self.denoiser.embed_context(self.encode(chunk))
 
-    def _draw(
+    def draw_block(
         self,
         context: Tensor,
         shares: Tensor,

@@ -223,7 +223,7 @@ class EventModel(MassModel):
             n_samples, len(events), batch_size, lambda rows: self._context(prepared, rows)
         ):
             draws = Draws.of_block(seed, which, rows, self.device)
-            drawn[which, rows] = self.targets.decode(head._draw(context, draws, steps, chosen))
+            drawn[which, rows] = self.targets.decode(head.draw_block(context, draws, steps, chosen))
         return self.out_of_frame(drawn, events)
 
     @torch.no_grad()

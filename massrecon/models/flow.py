@@ -70,9 +70,9 @@ class FlowHead(Head):
 
     def loss(self, x: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
         """Computes the negative log-density of each pair, ``(N,)``."""
-        return -self._log_prob(x.unsqueeze(0), context)[0]
+        return -self.log_density(x.unsqueeze(0), context)[0]
 
-    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
         embedded = self.embed(context).expand(*x.shape[:-1], -1)
         total = x.new_zeros(x.shape[:-1])
         for layer in self.layers:
@@ -81,7 +81,7 @@ class FlowHead(Head):
             total = total + (change.squeeze(-1) if change.ndim == x.ndim else change)
         return total + normal_log_prob(x)
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
         x = draws.normal(0, self.n_targets)
         embedded = self.embed(context).expand(*x.shape[:-1], -1)
         for layer in reversed(self.layers):

@@ -50,7 +50,7 @@ class FlowMatchingHead(PathHead):
         """Returns even times from 1 downwards."""
         return [1 - i / n_levels for i in range(n_levels)]
 
-    def _draw(
+    def draw_block(
         self,
         context: Tensor,
         draws: Draws,
@@ -59,7 +59,7 @@ class FlowMatchingHead(PathHead):
         watch: Watch | None = None,
     ) -> Tensor:
         if solver == "dpm++":
-            return super()._draw(context, draws, steps, solver, watch)
+            return super().draw_block(context, draws, steps, solver, watch)
         evaluations = steps or self.config.steps
         shares, x = self.network.embed(context), draws.normal(0, self.n_targets)
         heun = solver == "heun" and evaluations > 1

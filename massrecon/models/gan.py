@@ -143,7 +143,7 @@ class GANHead(Head):
         """Computes the energy score of made values, ``(N,)``."""
         return _energy_score(self._make(context, _SCORE_DRAWS, generator), x)
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
         z = draws.normal(0, self.config.latent_dim)
         return self.generator(z, self.generator.embed(context))
 

@@ -67,11 +67,21 @@ class Head(nn.Module, ABC):
         return self.loss(x, context, generator)
 
     @abstractmethod
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
-        """Draws x for checked arguments, shape ``(S, N, T)``."""
+    def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+        """Draws x, shape ``(S, N, T)``, for arguments that `sample` has checked.
 
-    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
-        """Computes log p of x ``(G, N, T)`` given context ``(N, C)``, shape ``(G, N)``."""
+        Args:
+            context: Contexts, shape ``(N, C)``.
+            draws: The random numbers of S draws for each.
+            steps: Number of network evaluations; None for the configured one.
+            solver: One of `solvers`, or empty.
+        """
+
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """Computes log p of x ``(G, N, T)`` given context ``(N, C)``, shape ``(G, N)``.
+
+        Unlike `log_prob` it lets gradients through and takes all at once.
+        """
         raise NotImplementedError
 
     def fit_support(self, x: Tensor) -> None:
@@ -119,7 +129,7 @@ class Head(nn.Module, ABC):
         out = torch.empty(n_samples, len(context), self.n_targets, device=device)
         for which, rows in blocks(n_samples, len(context), batch_size):
             draws = Draws.of_block(seed, which, rows, device)
-            out[which, rows] = self._draw(context[rows], draws, steps, chosen).to(out)
+            out[which, rows] = self.draw_block(context[rows], draws, steps, chosen).to(out)
         return out
 
     def check_sampling(
@@ -175,5 +185,5 @@ class Head(nn.Module, ABC):
             )
         found = torch.empty(values.shape[:2], device=x.device)
         for which, rows in blocks(len(values), len(context), batch_size):
-            found[which, rows] = self._log_prob(values[which, rows], context[rows])
+            found[which, rows] = self.log_density(values[which, rows], context[rows])
         return found if x.ndim == 3 else found[0]

@@ -116,7 +116,7 @@ class MassHead(Head):
 
     def loss(self, x: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
         """Computes the negative log-density of each pair, ``(N,)``; values are moved inside."""
-        return -self._log_prob(self.moved_inside(x), context)
+        return -self.log_density(self.moved_inside(x), context)
 
     def moved_inside(self, x: Tensor) -> Tensor:
         """Moves values ``(..., T)`` outside of the range to its nearest end."""
@@ -126,7 +126,7 @@ class MassHead(Head):
             inside.append(torch.minimum(torch.maximum(value, low), high))
         return torch.stack(inside, dim=-1)
 
-    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
         columns = list(x.unbind(dim=-1))
         total = torch.zeros_like(columns[0])
         for j, value in enumerate(columns):
@@ -156,7 +156,7 @@ class MassHead(Head):
             columns.append(axis[None, :, None].expand(shape).flatten(0, 1))
         return total.T.reshape(len(context), *(len(axis) for axis in axes))
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
         columns: list[Tensor] = []
         template = draws.uniform(0, 1)[..., 0]
         for j in range(self.n_targets):

@@ -105,7 +105,7 @@ class PathHead(Head):
         time = torch.full((), t, dtype=x_t.dtype, device=x_t.device)
         return self.network(x_t, shares + self._embed_time(time))
 
-    def _draw(
+    def draw_block(
         self,
         context: Tensor,
         draws: Draws,
@@ -127,7 +127,7 @@ class PathHead(Head):
         seen = watched(predict, levels, watch)
         return SOLVERS[solver](seen, start, levels, lambda i: draws.normal(i, self.n_targets))
 
-    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
         shares = self.network.embed(context)
         return flow_log_prob(lambda y, t: self.velocity(y, t, shares), x, self.density_times())
 

@@ -252,7 +252,7 @@ class Surrogate(MassModel):
             n_samples, len(events), batch_size, lambda rows: self._full_context(prepared, rows)
         ):
             draws = Draws.of_block(seed, which, rows, self.device)
-            drawn[which, rows] = head._draw(context, draws, steps, chosen).cpu().double()
+            drawn[which, rows] = head.draw_block(context, draws, steps, chosen).cpu().double()
         return drawn
 
     def _full_context(self, prepared: Prepared, rows: slice) -> Tensor:
@@ -345,7 +345,7 @@ class Surrogate(MassModel):
         if isinstance(head, AutoregressiveHead):  # what is not there costs nothing
             x = head.draw_where(self.space.there(present), context, draws)[0]
         else:
-            x = head._draw(context, draws, steps, solver)[0]
+            x = head.draw_block(context, draws, steps, solver)[0]
         seen = self.space.decode(x, axis.to(x.device)).cpu()
         present, attributes = present.cpu(), {n: values.cpu() for n, values in attributes.items()}
         good = self.space.accepted(seen, present) & content_accepted(self.card, present, attributes)

@@ -113,7 +113,7 @@ def _published(
     model._check_sampling(n_samples, steps, solver, n_samples)
     shares = model.denoiser.embed_time(torch.arange(len(model.schedule), device=model.device))
     context = model._context(model.prepare(events), slice(0, len(events)))
-    last = model._draw(context, shares, draws, solver, steps, watch)
+    last = model.draw_block(context, shares, draws, solver, steps, watch)
 
     def decode(x: Tensor) -> Tensor:
         return model.target_scaling.inverse(x).cpu().double()
@@ -134,7 +134,7 @@ def _modern(
     assert isinstance(model, EventModel)
     chosen = head.check_sampling(n_samples, steps, solver, n_samples)
     context = model._context(model.prepare(events), slice(0, len(events)))
-    last = head._draw(context, draws, steps, chosen, watch)
+    last = head.draw_block(context, draws, steps, chosen, watch)
 
     def decode(x: Tensor) -> Tensor:
         return model.out_of_frame(model.targets.decode(x).cpu().double(), events)

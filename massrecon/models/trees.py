@@ -246,7 +246,7 @@ class TreesHead(Head):
             deeper = torch.where(go_left, self.left[tree, node], self.right[tree, node])
             node = torch.where(inside, deeper.long(), node)
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
         choice, position = draws.uniform(0, 2).unbind(dim=-1)
         tree = (choice * len(self.feature)).long()
         node = self.leaves(context.expand(*tree.shape, -1), tree)
@@ -259,7 +259,7 @@ class TreesHead(Head):
         values = self.values[self.members.flatten()[member].long()]
         return self._expected(context) + values + self.width * draws.normal(1, self.n_targets)
 
-    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
         """Adds up the trees one by one: the memory does not grow with their number."""
         total, residual = x.new_full(x.shape[:-1], -math.inf), x - self._expected(context)
         for number in range(len(self.feature)):

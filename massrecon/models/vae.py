@@ -87,7 +87,7 @@ class VAEHead(Head):
         # same value as the bound; the gradient is that of the weighted sum
         return -(bound.detach() + (weight * (log_weight - log_weight.detach())).sum(dim=0))
 
-    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
         encoded, decoded = self.encoder.embed(context), self.decoder.embed(context)
         mean, log_width = self._proposal(x, encoded)
         total = x.new_full(x.shape[:-1], -math.inf)
@@ -110,7 +110,7 @@ class VAEHead(Head):
     def _joint(self, x: Tensor, z: Tensor, decoded: Tensor) -> Tensor:
         return normal_log_prob(z) + _gaussian(x, *self._decode(z, decoded))
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
         z = draws.normal(0, self.config.latent_dim)
         mean, log_width = self._decode(z, self.decoder.embed(context))
         return mean + log_width.exp() * draws.normal(1, self.n_targets)

@@ -144,7 +144,7 @@ class SequentialHead(Head):
         columns = (2 * place - 1, phase.sin().flatten(-2), phase.cos().flatten(-2))
         return torch.cat([context.expand(*masses.shape[:-1], -1), *columns], dim=-1)
 
-    def _draw(
+    def draw_block(
         self,
         context: Tensor,
         draws: Draws,
@@ -152,14 +152,14 @@ class SequentialHead(Head):
         solver: str,
         watch: Watch | None = None,
     ) -> Tensor:
-        masses = self.masses._draw(context, draws, None, "")
+        masses = self.masses.draw_block(context, draws, None, "")
         x = masses.new_empty(*masses.shape[:-1], self.n_targets)
         x[..., self.mass_columns] = masses
         if self.momenta is not None:
             draws = dataclasses.replace(draws, seed=draws.seed + _OTHER_STREAM)
             given = self._given(masses, context)
             seen = None if watch is None else self._with_masses(x, watch)
-            x[..., self.other_columns] = self.momenta._draw(given, draws, steps, solver, seen)
+            x[..., self.other_columns] = self.momenta.draw_block(given, draws, steps, solver, seen)
         return x
 
     def _with_masses(self, x: Tensor, watch: Watch) -> Watch:
@@ -173,10 +173,10 @@ class SequentialHead(Head):
 
         return watching
 
-    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
         masses = x[..., self.mass_columns]
-        total = self.masses._log_prob(masses, context)
+        total = self.masses.log_density(masses, context)
         if self.momenta is not None:
             given = self._given(masses, context)
-            total = total + self.momenta._log_prob(x[..., self.other_columns], given)
+            total = total + self.momenta.log_density(x[..., self.other_columns], given)
         return total

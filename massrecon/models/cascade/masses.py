@@ -113,10 +113,10 @@ class HypothesisMasses(Head):
 
     def loss(self, x: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
         """Computes the negative log-density of each pair, ``(N,)``; values are moved inside."""
-        return -self._log_prob(self.free.moved_inside(x), context)
+        return -self.log_density(self.free.moved_inside(x), context)
 
-    def _log_prob(self, x: Tensor, context: Tensor) -> Tensor:
-        return self._joined(self.free._log_prob(x, self._split(context)[0]), x, context)
+    def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        return self._joined(self.free.log_density(x, self._split(context)[0]), x, context)
 
     def log_prob_on_grid(self, axes: Sequence[Tensor], context: Tensor) -> Tensor:
         """Computes log p on the product of axes, see `MassHead.log_prob_on_grid`.
@@ -155,10 +155,10 @@ class HypothesisMasses(Head):
         log_p = torch.cat([(log_gate[..., 0] + free).unsqueeze(-1), total], dim=-1)
         return torch.logsumexp(log_p, dim=-1)
 
-    def _draw(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+    def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
         context, peaks = self._split(context)
         log_gate, centre, scale, factor = self._peaks(context, peaks)
-        free = self.free._draw(context, draws, steps, solver)
+        free = self.free.draw_block(context, draws, steps, solver)
         # the free density uses one stream of numbers for each mass
         choice = draws.uniform(self.n_targets, 1)
         share = log_gate.exp().cumsum(dim=-1)
