@@ -28,6 +28,7 @@ from massrecon.events.store import StoreWriter
 PIECE = 50_000
 SIMULATED_PART = 1_250
 MB = 1e6
+REPEATS = 7  # a process may be held up where it asks for memory first
 
 LOAD = """
 import pathlib, resource, sys, time
@@ -89,7 +90,7 @@ def measure(folder: Path, n_events: int, events_per_file: int) -> None:
         f"  save  {saving:6.2f} s  {on_disk / saving:5.0f} MB/s"
     )
     loads, bares = [], []
-    for _ in range(3):
+    for _ in range(REPEATS):
         command = [sys.executable, "-c", LOAD, str(folder)]
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         size, seconds, processor, peak, bare = map(float, shown[1:])
