@@ -19,7 +19,7 @@ from massrecon.errors import InputError
 from massrecon.visual.explore.exploration import Exploration, Later
 from massrecon.visual.widgets.controls import button, entry, player, switch
 from massrecon.visual.widgets.explorer import Cancelled, Explorer, Progress, choice, slider
-from massrecon.visual.widgets.slot import _changes
+from massrecon.visual.widgets.slot import FigureSlot, _changes
 
 
 def explore_line(slope: float = 1.0, points: int = 2, kind: str = "lines") -> Exploration:
@@ -146,6 +146,23 @@ def test_lines_with_gaps_that_stay_are_not_sent_again() -> None:
     old, new = (go.Scatter(x=np.array([0.0, np.nan, 1.0]), y=np.array([0.0, y])) for y in (1, 2))
     assert list(_changes(old, new)) == ["y"]
     assert list(_changes(old, go.Scatter(x=np.array([0.0, np.nan, 2.0]), y=old.y))) == ["x"]
+
+
+def test_tables_with_gaps_are_sent_as_json() -> None:
+    """NaN is no JSON: what reads it warns into the notebook, or fails."""
+    gaps = np.array([[1.0, np.nan], [np.inf, 4.0]])
+    first, second = (go.Figure(go.Heatmap(z=f * gaps, customdata=gaps)) for f in (1.0, 2.0))
+    slot = FigureSlot(first, lambda: None)
+    for figure, state in (
+        (first, slot.shown._widget_data[0]),
+        (second, _changes(slot.shown.data[0], second.data[0])),
+    ):
+        assert np.asarray(state["z"]).tolist() == [
+            [figure.data[0].z[0, 0], None],
+            [None, figure.data[0].z[1, 1]],
+        ]
+    assert not slot.show(second)
+    assert _changes(slot.shown.data[0], second.data[0]) == {}
 
 
 def test_another_kind_of_figure_is_laid_over_the_old_one_until_it_is_drawn() -> None:

@@ -95,6 +95,7 @@ class AutoregressiveHead(Head):
         return -self.log_density(x.unsqueeze(0), context)[0]
 
     def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """Computes log p of x, see `Head.log_density`."""
         return self._density(x, context, None)
 
     def _density(self, x: Tensor, context: Tensor, dropout: Tensor | None) -> Tensor:
@@ -131,6 +132,7 @@ class AutoregressiveHead(Head):
         return z, change - stretch
 
     def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         shape = (len(draws.draw), len(draws.event), self.n_targets)
         everything = torch.ones(shape[1:], dtype=torch.bool, device=context.device)
         return self.draw_where(everything, context, draws)

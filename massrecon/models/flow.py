@@ -73,6 +73,7 @@ class FlowHead(Head):
         return -self.log_density(x.unsqueeze(0), context)[0]
 
     def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """Computes log p of x, see `Head.log_density`."""
         embedded = self.embed(context).expand(*x.shape[:-1], -1)
         total = x.new_zeros(x.shape[:-1])
         for layer in self.layers:
@@ -82,6 +83,7 @@ class FlowHead(Head):
         return total + normal_log_prob(x)
 
     def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         x = draws.normal(0, self.n_targets)
         embedded = self.embed(context).expand(*x.shape[:-1], -1)
         for layer in reversed(self.layers):

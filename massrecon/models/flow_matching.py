@@ -58,6 +58,7 @@ class FlowMatchingHead(PathHead):
         solver: str,
         watch: Watch | None = None,
     ) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         if solver == "dpm++":
             return super().draw_block(context, draws, steps, solver, watch)
         evaluations = steps or self.config.steps

@@ -144,6 +144,7 @@ class GANHead(Head):
         return _energy_score(self._make(context, _SCORE_DRAWS, generator), x)
 
     def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         z = draws.normal(0, self.config.latent_dim)
         return self.generator(z, self.generator.embed(context))
 

@@ -127,6 +127,7 @@ class MassHead(Head):
         return torch.stack(inside, dim=-1)
 
     def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """Computes log p of x, see `Head.log_density`."""
         columns = list(x.unbind(dim=-1))
         total = torch.zeros_like(columns[0])
         for j, value in enumerate(columns):
@@ -157,6 +158,7 @@ class MassHead(Head):
         return total.T.reshape(len(context), *(len(axis) for axis in axes))
 
     def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         columns: list[Tensor] = []
         template = draws.uniform(0, 1)[..., 0]
         for j in range(self.n_targets):

@@ -113,6 +113,7 @@ class PathHead(Head):
         solver: str,
         watch: Watch | None = None,
     ) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         shares = self.network.embed(context)
         times = self.sampling_times(count_levels(solver, steps or self.config.steps))
         factors = [[float(f) for f in self.mixing(torch.tensor(t).double())] for t in times]
@@ -128,6 +129,7 @@ class PathHead(Head):
         return SOLVERS[solver](seen, start, levels, lambda i: draws.normal(i, self.n_targets))
 
     def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """Computes log p of x, see `Head.log_density`."""
         shares = self.network.embed(context)
         return flow_log_prob(lambda y, t: self.velocity(y, t, shares), x, self.density_times())
 

@@ -247,6 +247,7 @@ class TreesHead(Head):
             node = torch.where(inside, deeper.long(), node)
 
     def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         choice, position = draws.uniform(0, 2).unbind(dim=-1)
         tree = (choice * len(self.feature)).long()
         node = self.leaves(context.expand(*tree.shape, -1), tree)

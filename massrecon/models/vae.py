@@ -88,6 +88,7 @@ class VAEHead(Head):
         return -(bound.detach() + (weight * (log_weight - log_weight.detach())).sum(dim=0))
 
     def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """Computes a lower bound of log p of x, see `Head.log_density`."""
         encoded, decoded = self.encoder.embed(context), self.decoder.embed(context)
         mean, log_width = self._proposal(x, encoded)
         total = x.new_full(x.shape[:-1], -math.inf)
@@ -111,6 +112,7 @@ class VAEHead(Head):
         return normal_log_prob(z) + _gaussian(x, *self._decode(z, decoded))
 
     def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         z = draws.normal(0, self.config.latent_dim)
         mean, log_width = self._decode(z, self.decoder.embed(context))
         return mean + log_width.exp() * draws.normal(1, self.n_targets)

@@ -207,13 +207,15 @@ def _heat(m: CoverageMap) -> go.Heatmap:
             return ""
         return f"{v:.0f}<br>±{e:.0f}" if np.isfinite(e) else f"{v:.0f}"
 
+    def hover(v: float, e: float) -> str:
+        return f"{v:.1f} ± {e:.1f} %" if np.isfinite(e) else f"{v:.1f} %"
+
     return go.Heatmap(
         x=_positions(m.x), y=_positions(m.y), z=value - 100 * m.level, coloraxis="coloraxis",
         text=np.vectorize(text, otypes=[str])(value, error), texttemplate="%{text}",
-        textfont={"size": 10}, hoverongaps=False, customdata=np.stack([value, error], axis=-1),
-        hovertemplate=(
-            "%{x:.0f}, %{y:.0f} GeV: %{customdata[0]:.1f} ± %{customdata[1]:.1f} %<extra></extra>"
-        ),
+        textfont={"size": 10}, hoverongaps=False,
+        hovertext=np.vectorize(hover, otypes=[str])(value, error),
+        hovertemplate="%{x:.0f}, %{y:.0f} GeV: %{hovertext}<extra></extra>",
     )  # fmt: skip
 
 

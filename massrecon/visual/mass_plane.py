@@ -80,14 +80,16 @@ def _heat(m: EfficiencyMap) -> go.Heatmap:
     value, error = (100 * t.T.numpy() for t in (m.attained.value, m.attained.error))
     show = np.vectorize(lambda v, e: f"{v:.0f}<br>±{e:.0f}" if np.isfinite(v) else "")
     predicted = np.full_like(value, np.nan) if m.predicted is None else 100 * m.predicted.T.numpy()
+
+    def hover(v: float, e: float, claim: float, n: int) -> str:
+        claimed = f"predicted {claim:.1f} %, " if np.isfinite(claim) else ""
+        return f"{v:.1f} ± {e:.1f} %<br>{claimed}{n} events"
+
     return go.Heatmap(
         x=_positions(m.x), y=_positions(m.y), z=value, coloraxis="coloraxis",
         text=show(value, error), texttemplate="%{text}", textfont={"size": 10}, hoverongaps=False,
-        customdata=np.stack([error, predicted, m.n_events.T.numpy()], axis=-1),
-        hovertemplate=(
-            "%{x:.0f}, %{y:.0f} GeV: %{z:.1f} ± %{customdata[0]:.1f} %<br>"
-            "predicted %{customdata[1]:.1f} %, %{customdata[2]} events<extra></extra>"
-        ),
+        hovertext=np.vectorize(hover, otypes=[str])(value, error, predicted, m.n_events.T.numpy()),
+        hovertemplate="%{x:.0f}, %{y:.0f} GeV: %{hovertext}<extra></extra>",
     )  # fmt: skip
 
 

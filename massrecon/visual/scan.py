@@ -55,11 +55,8 @@ def scan_map(
         go.Heatmap(
             x=[f"{v:g}" for v in ticks[0]], y=[f"{v:g}" for v in ticks[1]], z=mean,
             text=text, texttemplate="%{text}", colorscale="Viridis", hoverongaps=False,
-            customdata=np.stack([width, count], axis=-1),
-            hovertemplate=(
-                f"{x} %{{x}}, {y} %{{y}}: %{{z:.4g}} ± %{{customdata[0]:.2g}}"
-                "<br>%{customdata[1]} points<extra></extra>"
-            ),
+            hovertext=np.vectorize(_hover_text, otypes=[str])(mean, width, count),
+            hovertemplate=f"{x} %{{x}}, {y} %{{y}}: %{{hovertext}}<extra></extra>",
             colorbar={"title": {"text": label or value, "side": "right"}, "thickness": 14},
         )
     )  # fmt: skip
@@ -177,3 +174,8 @@ def _cell_text(value: float, error: float, with_error: bool) -> str:
     if not np.isfinite(value):
         return ""
     return f"{value:.3g}<br>±{error:.2g}" if with_error else f"{value:.3g}"
+
+
+def _hover_text(value: float, error: float, count: float) -> str:
+    with_error = f" ± {error:.2g}" if np.isfinite(error) else ""
+    return f"{value:.4g}{with_error}<br>{count:.0f} point{'s' * (count != 1)}"

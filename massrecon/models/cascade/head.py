@@ -152,6 +152,7 @@ class SequentialHead(Head):
         solver: str,
         watch: Watch | None = None,
     ) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         masses = self.masses.draw_block(context, draws, None, "")
         x = masses.new_empty(*masses.shape[:-1], self.n_targets)
         x[..., self.mass_columns] = masses
@@ -174,6 +175,7 @@ class SequentialHead(Head):
         return watching
 
     def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """Computes log p of x, see `Head.log_density`."""
         masses = x[..., self.mass_columns]
         total = self.masses.log_density(masses, context)
         if self.momenta is not None:

@@ -116,6 +116,7 @@ class HypothesisMasses(Head):
         return -self.log_density(self.free.moved_inside(x), context)
 
     def log_density(self, x: Tensor, context: Tensor) -> Tensor:
+        """Computes log p of x, see `Head.log_density`."""
         return self._joined(self.free.log_density(x, self._split(context)[0]), x, context)
 
     def log_prob_on_grid(self, axes: Sequence[Tensor], context: Tensor) -> Tensor:
@@ -156,6 +157,7 @@ class HypothesisMasses(Head):
         return torch.logsumexp(log_p, dim=-1)
 
     def draw_block(self, context: Tensor, draws: Draws, steps: int | None, solver: str) -> Tensor:
+        """Draws x, see `Head.draw_block`."""
         context, peaks = self._split(context)
         log_gate, centre, scale, factor = self._peaks(context, peaks)
         free = self.free.draw_block(context, draws, steps, solver)

@@ -96,7 +96,8 @@ class WholeFigure(go.FigureWidget):
     _complete = False
 
     def __init__(self, figure: go.Figure) -> None:
-        super().__init__(figure)
+        traces = [_sendable(trace.to_plotly_json()) for trace in _traces(figure)]
+        super().__init__(data=traces, layout=figure.layout)
         self._config = _CONFIG
         self._complete = True
         self.open()
@@ -180,9 +181,19 @@ def _changes(old: Any, new: Any) -> dict[str, Any]:
 
     To send the others again would take most of the time of a slider.
     """
-    before, after = old.to_plotly_json(), new.to_plotly_json()
+    before, after = old.to_plotly_json(), _sendable(new.to_plotly_json())
     gone = {key: None for key in before if key not in after and key != "uid"}
     return gone | {k: v for k, v in after.items() if not _same(before.get(k), v)}
+
+
+def _sendable(entry: Any) -> Any:
+    """Puts None for what is no number in tables: they are sent as JSON, which has no NaN."""
+    if isinstance(entry, np.ndarray):
+        table = entry.ndim > 1 and entry.dtype.kind == "f" and not np.isfinite(entry).all()
+        return np.where(np.isfinite(entry), entry, None) if table else entry
+    if isinstance(entry, dict):
+        return {key: _sendable(value) for key, value in entry.items()}
+    return [_sendable(value) for value in entry] if isinstance(entry, list) else entry
 
 
 def _same(one: Any, other: Any) -> bool:
