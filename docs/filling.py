@@ -155,7 +155,7 @@ FILLINGS: dict[str, Callable[..., str]] = {
         *(measured.plane, measured.plane_trainings, measured.plane_differences),
         *(measured.plane_152k, measured.line),
         *(measured.four_lepton, measured.four_lepton_trainings, measured.four_lepton_differences),
-        *(measured_study.ceilings, measured_study.claims),
+        *(measured_study.ceilings, measured_study.network_ceilings, measured_study.claims),
         *(measured_study.generalisation, measured_study.alarm_power),
         measured.with_background,
         measured.surrogate,

@@ -35,6 +35,32 @@ def ceilings(process: str) -> str:
     return table(head, rows) + made_by(results, said)
 
 
+def network_ceilings() -> str:
+    """What a network finds that is told a part of the truth, by its most probable window."""
+    results, rows = recorded("reconstruction")["plane_ceilings"], []
+    for name, one in results["models"].items():
+        told = name.partition("given_")[2] or "nothing"
+        gains = results["differences"].get(name, {})
+        for mass, estimators in one["efficiency"].items():
+            cells = (estimators["window"][w] for w in ("10", "20", "30", "50"))
+            gain, error = gains[mass]["window less window"] if gains else (0.0, 0.0)
+            rows.append(
+                [
+                    _TOLD[told], _SYMBOLS[mass],
+                    *(percent(cell["value"], cell["error"]) for cell in cells),
+                    "–" if told == "nothing" else f"{-gain:+.1f} ± {error:.1f}",
+                ]
+            )  # fmt: skip
+    first = results["models"][results["reference"]]
+    said = (
+        f"{first['n_train']:,} training events, {first['core_minutes']:g} minutes of one core "
+        f"each; {first['n_test']:,} test events."
+    )
+    head = ["known is", "mass", *(f"{w} GeV" for w in (10, 20, 30, 50)), "gain at 30 GeV [points]"]
+    versions = {"command": results["command"], "versions": first["versions"]}
+    return table(head, rows) + made_by(versions, said)
+
+
 _CLAIMS = (
     ("line", "chi10", "20", "over the whole line m(χ̃₂⁰) = 600 GeV", 60),
     ("line", "chi10", "30", "over the whole line m(χ̃₂⁰) = 600 GeV", 80),

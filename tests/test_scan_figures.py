@@ -21,7 +21,8 @@ def test_map_averages_seeds_and_leaves_gaps() -> None:
     heat = figure.data[0]
     assert (heat.x, heat.y) == (("400", "500"), ("50", "100"))
     np.testing.assert_allclose(heat.z, [[30, 60], [50, 70]])
-    np.testing.assert_allclose(heat.customdata[0][0], [10, 2])
+    assert heat.hovertext.tolist() == [["30 ± 10<br>2 points", "60<br>1 point"],
+                                       ["50<br>1 point", "70<br>1 point"]]  # fmt: skip
     assert heat.text[0][0] == "30<br>±10"
     assert heat.colorbar.title.text == "found [%]"
     assert figure.layout.xaxis.title.text == "m2"
@@ -32,7 +33,9 @@ def test_map_averages_seeds_and_leaves_gaps() -> None:
 def test_statistical_errors_of_the_points_are_shown_and_averaged() -> None:
     columns = {**COLUMNS, "summary.error": [0.03, 0.04, 0.05, 0.06, 0.07, None]}
     figure = scan_map(columns, "m2", "m1", "summary.found", "found [%]", 100, error="summary.error")
-    np.testing.assert_allclose(figure.data[0].customdata[..., 0], [[2.5, 6], [5, 7]])
+    hover = [["30 ± 2.5<br>2 points", "60 ± 6<br>1 point"],
+             ["50 ± 5<br>1 point", "70 ± 7<br>1 point"]]  # fmt: skip
+    assert figure.data[0].hovertext.tolist() == hover
     assert figure.data[0].text[1][1] == "70<br>±7"
     assert figure.layout.meta["caption"].endswith("several, with statistical errors.")
     one = {name: values[2:5] for name, values in columns.items()}

@@ -177,5 +177,5 @@ def _cell_text(value: float, error: float, with_error: bool) -> str:
 
 
 def _hover_text(value: float, error: float, count: float) -> str:
-    with_error = f" ± {error:.2g}" if np.isfinite(error) else ""
+    with_error = f" ± {error:.2g}" if np.isfinite(error) and error > 0 else ""
     return f"{value:.4g}{with_error}<br>{count:.0f} point{'s' * (count != 1)}"
