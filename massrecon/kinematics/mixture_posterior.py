@@ -195,8 +195,16 @@ class MassPosterior:
         """Computes the density on an even grid, leaving out what only reaches in from afar."""
         found = self.mean.new_zeros(len(self), len(grid))
         first, step = float(grid[0]), float((grid[-1] - grid[0]) / (len(grid) - 1))
-        given = (self.log_weight, self.log_inside, self.mean[..., 0], self.covariance[..., 0, 0])
-        kernel.add_gaussians(*(x.contiguous().numpy() for x in given), first, step, found.numpy())
+        weight, inside, mean, variance = (
+            x.contiguous().numpy()
+            for x in (
+                self.log_weight,
+                self.log_inside,
+                self.mean[..., 0],
+                self.covariance[..., 0, 0],
+            )
+        )
+        kernel.add_gaussians(weight, inside, mean, variance, first, step, found.numpy())
         return found
 
     def cumulative(self, grid: Tensor) -> Tensor:

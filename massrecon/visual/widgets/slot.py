@@ -189,8 +189,11 @@ def _changes(old: Any, new: Any) -> dict[str, Any]:
 def _sendable(entry: Any) -> Any:
     """Puts None for what is no number in tables: they are sent as JSON, which has no NaN."""
     if isinstance(entry, np.ndarray):
-        table = entry.ndim > 1 and entry.dtype.kind == "f" and not np.isfinite(entry).all()
-        return np.where(np.isfinite(entry), entry, None) if table else entry
+        if entry.ndim < 2 or entry.dtype.kind != "f" or np.isfinite(entry).all():
+            return entry
+        table = entry.astype(object)
+        table[~np.isfinite(entry)] = None
+        return table
     if isinstance(entry, dict):
         return {key: _sendable(value) for key, value in entry.items()}
     return [_sendable(value) for value in entry] if isinstance(entry, list) else entry
