@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 import massrecon
-from massrecon.cli import app
+from massrecon.cli import app, main
 from massrecon.errors import InputError
 
 
@@ -127,3 +129,27 @@ def test_a_file_of_hard_collisions_is_taken_whole(
     arguments = ["simulate", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "out"), *given]
     assert isinstance(CliRunner().invoke(app, arguments).exception, InputError)
     assert asked["n_events"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_do_not_wait_for_long(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the user says how."""
+    surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_WAIT"))}
+    monkeypatch.setattr(os, "environ", surroundings | given)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which `main` replaces
+    monkeypatch.setattr("massrecon.cli.app", lambda: None)
+    main()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_torch_is_not_there_before_the_command_says_how_to_wait() -> None:
+    asked = "import sys, massrecon.cli; print('torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["False"]

@@ -164,6 +164,19 @@ def test_plane_with_fewer_events() -> None:
     assert said == pytest.approx(found, abs=0.0501)
 
 
+def test_ceilings_of_the_plane() -> None:
+    models = recorded("reconstruction")["plane_ceilings"]["models"]
+    said = quoted(
+        r"each jet comes, .* finds ([\d.]+) and ([\d.]+) %, where it finds ([\d.]+) and ([\d.]+) % "
+        r"without; told the neutrino as well, ([\d.]+) and ([\d.]+) %"
+    )
+    found = [
+        100 * models[f"cascade:masses_alone{told}"]["efficiency"][mass]["window"]["30"]["value"]
+        for told in ("+given_origins", "", "+given_both") for mass in ("chi20", "chi10")
+    ]  # fmt: skip
+    assert said == pytest.approx(found, abs=0.0501)
+
+
 def test_masses_with_background() -> None:
     found = recorded("with_background")
     rates, share = (found["methods"][name] for name in ("expected rates", "unknown share"))
